@@ -1,0 +1,140 @@
+// fusedstep._native: raw addresses in, nothing of torch. plan.py builds the Launch.
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/registry.h"
+#ifdef FUSEDSTEP_WITH_CUDA
+#include "cuda_registry.h"
+#endif
+
+namespace py = pybind11;
+using namespace fusedstep;
+
+namespace {
+
+// Whether this processor has the instructions of a level.
+bool runs(const std::string& level) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (level == "x86_64_v3") return v3;
+  if (level == "x86_64_v4") return v4;
+#endif
+  return level == "generic";
+}
+
+// The compiled levels that this processor runs, the widest last ("generic" sorts before "x86...").
+py::list cpu_levels() {
+  py::list levels;
+  for (const char* level : {"generic", "x86_64_v3", "x86_64_v4"})
+    for (const CpuKernel* k = first_cpu_kernel(); k != nullptr; k = k->next)
+      if (k->level == std::string(level) && runs(level)) {
+        levels.append(level);
+        break;
+      }
+  return levels;
+}
+
+template <class Kernel>
+bool is_rule(const Kernel& kernel, const std::string& rule, unsigned variant, bool float64) {
+  return kernel.rule == rule && kernel.variant == variant && kernel.float64 == float64;
+}
+
+const CpuKernel& cpu_kernel(const std::string& rule, unsigned variant, bool float64,
+                            const std::string& level) {
+  for (const CpuKernel* k = first_cpu_kernel(); k != nullptr; k = k->next)
+    if (is_rule(*k, rule, variant, float64) && k->level == level && runs(level)) return *k;
+  throw std::out_of_range("no CPU kernel " + rule + ", variant " + std::to_string(variant) +
+                          ", level " + level);
+}
+
+// A Launch member as a Python property that takes an integer: an address, a count, a dtype's code.
+template <class Member>
+void field(py::class_<Launch>& type, const char* name, Member Launch::* member) {
+  type.def_property(
+      name,
+      [member](const Launch& self) {
+        if constexpr (std::is_pointer_v<Member>)
+          return reinterpret_cast<std::uintptr_t>(self.*member);
+        else
+          return static_cast<std::int64_t>(self.*member);
+      },
+      [member](Launch& self, std::uint64_t value) {
+        if constexpr (std::is_pointer_v<Member>)
+          self.*member = reinterpret_cast<Member>(static_cast<std::uintptr_t>(value));
+        else
+          self.*member = static_cast<Member>(value);
+      });
+}
+
+template <class Kernel>
+py::class_<Kernel> describe(py::module_& m, const char* name) {
+  return py::class_<Kernel>(m, name)
+      .def_readonly("rule", &Kernel::rule)
+      .def_readonly("variant", &Kernel::variant)
+      .def_readonly("float64", &Kernel::float64)
+      .def_readonly("hypers", &Kernel::hypers)
+      .def_readonly("states", &Kernel::states)
+      .def_readonly("carried", &Kernel::carried);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
+  m.attr("CHUNK") = kChunk;
+
+  py::class_<Launch> launch(m, "Launch");
+  launch.def(py::init<>());
+  field(launch, "tensors", &Launch::tensors);
+  field(launch, "chunks", &Launch::chunks);
+  field(launch, "elements", &Launch::elements);
+  field(launch, "chunk", &Launch::chunk);
+  field(launch, "numel", &Launch::numel);
+  field(launch, "row", &Launch::row);
+  field(launch, "address", &Launch::address);
+  field(launch, "grad", &Launch::grad);
+  field(launch, "hyper", &Launch::hyper);
+  field(launch, "source", &Launch::source);
+  field(launch, "grad_scale", &Launch::grad_scale);
+  field(launch, "found_inf", &Launch::found_inf);
+  field(launch, "ticket", &Launch::ticket);
+  field(launch, "param_dtype", &Launch::param_dtype);
+  field(launch, "grad_dtype", &Launch::grad_dtype);
+  field(launch, "exp_avg_dtype", &Launch::exp_avg_dtype);
+  field(launch, "master", &Launch::master);
+
+  describe<CpuKernel>(m, "CpuKernel")
+      .def_readonly("level", &CpuKernel::level)
+      .def("apply", [](const CpuKernel& self, const Launch& launch, int threads) {
+        py::gil_scoped_release release;
+        self.apply(launch, threads);
+      });
+  m.def("cpu_levels", &cpu_levels);
+  m.def("cpu_kernel", &cpu_kernel, py::return_value_policy::reference);
+
+#ifdef FUSEDSTEP_WITH_CUDA
+  describe<CudaKernel>(m, "CudaKernel")
+      .def("apply", [](const CudaKernel& self, const Launch& launch, int device,
+                       std::uintptr_t stream) {
+        py::gil_scoped_release release;
+        if (const char* error = self.apply(launch, device, reinterpret_cast<void*>(stream)))
+          throw std::runtime_error(std::string("CUDA: ") + error);
+      });
+  m.def("cuda_kernel",
+        [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {
+          for (const CudaKernel* k = first_cuda_kernel(); k != nullptr; k = k->next)
+            if (is_rule(*k, rule, variant, float64)) return *k;
+          throw std::out_of_range("no CUDA kernel " + rule + ", variant " +
+                                  std::to_string(variant));
+        },
+        py::return_value_policy::reference);
+  m.def("cuda_architectures", [] { return std::string(FUSEDSTEP_CUDA_ARCHITECTURES); });
+#endif
+}

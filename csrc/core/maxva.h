@@ -1,0 +1,56 @@
+// The weighted moments that MAdam and LaMAdam share (MaxVA paper, eq. 7 and Algorithm 1, lines 5-9).
+//
+// The paper keeps the sums u~ = w u and v~ = w v. Here: the mean u, the variance s = v - u^2 and
+// q = 1 - w, the running product of the betas. The same real numbers without cancellation.
+#pragma once
+
+#include <cstdint>
+
+#include "core/numerics.h"
+
+namespace fusedstep {
+inline namespace FUSEDSTEP_LEVEL {
+
+template <class T>
+struct MaxVA {
+  T lo, hi, delta;
+
+  // Once q < 2^-25 everywhere it is zero everywhere; `bound` is at or above every q.
+  static constexpr double kFaded = 0x1p-25;
+
+  static FUSEDSTEP_HD MaxVA scalars(double lo, double hi, double init, double delta,
+                                    std::int64_t t, double& bound) {
+    // beta_1 = beta2_init; by default hi, or 0.9 where hi >= 1
+    init = select(init < 0.0, select(hi < 1.0, hi, 0.9), init);
+    lo = select(t == 1, init, lo);
+    hi = select(t == 1, init, hi);
+    // bound *= hi as rounded, with an allowance for the rounding of beta q
+    bound = bound * (double(T(hi)) * (1.0 + 0x1p-22));
+    return {T(lo), T(hi), T(delta)};
+  }
+
+  // Moves u, s and q one step on and returns w.
+  FUSEDSTEP_HD T update(T g, T& u, T& s, T& q) const {
+    const T one = T(1);
+    // e = g - u,  d = e^2
+    const T e = g - u;
+    const T d = e * e;
+    // beta = clip((d + s) / ((2 - q) d + q s + delta), lo, hi)
+    const T ratio = div(d + s, (T(2) - q) * d + q * s + delta);
+    const T beta = clip(ratio, lo, hi);
+    // q = beta q,  w = 1 - q
+    q = beta * q;
+    q = select(q < T(kFaded), T(0), q);
+    const T w = one - q;
+    // gamma = (1 - beta) / w
+    const T gamma = div(one - beta, w);
+    // u += gamma e
+    u = u + gamma * e;
+    // s = (1 - gamma)(s + gamma d)
+    s = (one - gamma) * (s + gamma * d);
+    return w;
+  }
+};
+
+}  // namespace FUSEDSTEP_LEVEL
+}  // namespace fusedstep

@@ -1,0 +1,5 @@
+#include "rules/lamadam.h"
+
+#include "cpu/multi_tensor_apply.h"
+
+static const fusedstep::RegisterRule<fusedstep::LaMAdam> registered;

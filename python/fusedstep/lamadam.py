@@ -1,0 +1,45 @@
+"""LaMAdam."""
+
+from __future__ import annotations
+
+from .madam import MAdam
+
+
+class LaMAdam(MAdam):
+    r"""MAdam's second moment with LaProp's order: normalise the gradient, then average.
+
+    .. code-block:: text
+
+        beta, u, v, w  as in MAdam
+        m = beta1 m + (1-beta1) g / (sqrt(v) + eps);   p = p - lr wd p - lr/(1-beta1^t) m       paper
+        m = beta1 m + (1-beta1) lr g / (sqrt(v) + eps);  L = beta1 L + (1-beta1) lr
+        p = p - lr wd p - lr/L m                                                              released
+
+    The forms are equal at a constant learning rate; over a warm-up and decay they are not. With
+    lr = 0 (or L = 0) the released form does not move.
+
+    Args:
+        lr, beta1, weight_decay, decoupled_weight_decay, delta, beta2_init, maximize, form, backend,
+            master_weights, state_dtype: see :class:`~fusedstep.MAdam`.
+        beta2_range: (.5, .98) by default.
+        eps: 1e-15 by default; added to sqrt(v).
+        amsgrad: divide by the running maximum of v (in the released code this flag does nothing).
+
+    State: as :class:`~fusedstep.MAdam`, and ``lr_ema`` (L), float64, advanced only by steps that
+    update the parameter. 44 (52) bytes per float32 parameter and step; 36 (44) once ``beta_prod``
+    is 0.
+
+    Source: Zhu et al., "MaxVA: Fast Adaptation of Step Sizes by Maximizing Observed Variance of
+    Gradients" (2020), Algorithm 2.
+    """
+
+    rule = "lamadam"
+    constants = ("amsgrad",)
+    hypers = (*MAdam.hypers, "released")
+    carried = {**MAdam.carried, "lr_ema": 0.0}
+
+    def __init__(self, params, lr=1e-3, beta1=0.9, beta2_range=(0.5, 0.98), eps=1e-15, *args, **kwargs):
+        super().__init__(params, lr, beta1, beta2_range, eps, *args, **kwargs)
+
+    def hyper_values(self, group):
+        return (*super().hyper_values(group), group["form"] == "released")

@@ -1,0 +1,46 @@
+"""A thin driver: CMake builds fusedstep._native, setuptools packs it. See CMakeLists.txt.
+
+FUSEDSTEP_CUDA=AUTO|ON|OFF and FUSEDSTEP_CUDA_ARCHS="80;90" are read from the environment.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+OPTIONS = ("FUSEDSTEP_CUDA", "FUSEDSTEP_CUDA_ARCHS")
+
+
+class BuildWithCMake(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+            sys.exit(
+                "fusedstep needs a C++17 compiler and found none (c++, g++, clang++ or $CXX). "
+                "Install one, for example `apt install g++`, and run the same command again."
+            )
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        options = {name: os.environ[name] for name in OPTIONS if name in os.environ}
+        options |= {
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "BUILD_TESTING": "OFF",
+        }
+        definitions = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *definitions], check=True)
+        subprocess.run(["cmake", "--build", build], check=True)
+        subprocess.run(["cmake", "--install", build, "--prefix", target], check=True)
+
+
+setup(
+    ext_modules=[Extension("fusedstep._native", sources=[])],
+    cmdclass={"build_ext": BuildWithCMake},
+)
