@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Protocol
 
 import numpy as np
@@ -112,6 +113,8 @@ class TritonBackend:
         triton, reason = _import("triton")
         self.absent = None if triton else f"{reason}; run `pip install triton`"
         self.engine = None
+        # triton reads the same variable when the kernels are defined
+        self.interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
     def why_not(self, device: torch.device) -> str | None:
         if self.absent:
@@ -120,7 +123,7 @@ class TritonBackend:
             self.engine, self.absent = _import("fusedstep.kernels.multi_tensor_apply")
             if self.absent:
                 return self.absent
-        if device.type == "cpu" and not self.engine.INTERPRETED:
+        if device.type == "cpu" and not self.interpreted:
             return "it updates tensors on cuda; set TRITON_INTERPRET=1 to run it slowly on cpu"
         if device.type == "cuda" and not torch.cuda.is_available():
             return "torch finds no CUDA device"
@@ -144,16 +147,16 @@ class ReferenceBackend:
         if launch.found_inf is not None and launch.found_inf.item() != 0:
             return
         scale = None if launch.grad_scale is None else launch.grad_scale.item()
-        for i, g in enumerate(launch.grads):
+        for tensor in launch.entries:
+            g = launch.grads[tensor.index]
             if g is None:
                 continue
-            tensor = launch.tensor(i)
             memory = [tensor.param, *tensor.states, *([tensor.master] if launch.master else [])]
             param, master, states, carried = step_tensor(
                 launch.rule,
                 launch.variant,
                 np.float64 if launch.float64 else np.float32,
-                launch.hyper_row(i),
+                launch.hyper_row(tensor.group),
                 tensor.step.item() + 1,
                 [c.item() for c in tensor.carried],
                 _to_numpy(g),

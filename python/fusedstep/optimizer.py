@@ -103,13 +103,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._set_hypers()
         for launch in self._plan.launches:
             launch.send(addresses)
-            launch.grads = [grads[e.index] for e in launch.entries]
+            launch.grads = grads
             launch.grad_scale = _amp_tensor(self.grad_scale, launch.device)
             launch.found_inf = _amp_tensor(self.found_inf, launch.device)
             try:
                 choose(self.backend, launch.device).apply(launch)
             finally:
-                launch.grads = []  # or they would outlive zero_grad
+                launch.grads = None  # or they would outlive zero_grad
         return loss
 
     def _set_hypers(self) -> None:

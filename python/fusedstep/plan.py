@@ -8,12 +8,16 @@ hyper-parameters are brought up to date.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from . import checks
+
+data_ptr, is_contiguous = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
+dtype_of = attrgetter("dtype")
 
 CHUNK = 16384  # elements; the numerics law's constant (N7), kChunk in csrc/core/tensor_lists.h
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -75,7 +79,7 @@ class Launch:
         source: ``[R, H]``, 0, or the address of a 0-d tensor to read instead (+1: float64).
         ticket: ``[1]``, counts blocks that have finished; 0 between launches.
         grad_scale, found_inf: float32 AMP tensors of this step, or None.
-        grads: this step's gradients, only while the launch runs.
+        grads: this step's gradients by ``Entry.index``, only while the launch runs.
     """
 
     rule: str
@@ -85,7 +89,7 @@ class Launch:
     hypers: int
     grad_scale: torch.Tensor | None = None
     found_inf: torch.Tensor | None = None
-    grads: list[torch.Tensor | None] = field(default_factory=list)
+    grads: list[torch.Tensor | None] | None = None
     handles: dict = field(default_factory=dict)  # what a backend keeps for this launch
 
     def __post_init__(self):
@@ -127,9 +131,6 @@ class Launch:
         entries = len(self.groups) * self.hypers
         return table.split([len(self.entries), entries, entries])
 
-    def tensor(self, i: int) -> Entry:
-        return self.entries[i]
-
     def fields(self) -> dict[str, int]:
         """The native ``Launch`` struct's members, as integers."""
         tables = ("chunk", "numel", "row", "address", "grad", "hyper", "source", "ticket")
@@ -161,9 +162,9 @@ class Launch:
                 value.data_ptr() + (value.dtype is torch.float64) if by_address else 0
             )
 
-    def hyper_row(self, i: int) -> list[float]:
-        """The values tensor ``i`` is updated with now; reads device tensors."""
-        return [float(value) for value in self._values[self.groups.index(self.entries[i].group)]]
+    def hyper_row(self, group: int) -> list[float]:
+        """The values a parameter group is updated with now; reads device tensors."""
+        return [float(value) for value in self._values[self.groups.index(group)]]
 
     def send(self, addresses: np.ndarray) -> None:
         """Write this step's gradient addresses; at most one copy to the device."""
@@ -184,29 +185,37 @@ class Plan:
 
     def __init__(self, params: list[torch.Tensor], launches: list[Launch]):
         self.launches = launches
-        self.addresses = [p.data_ptr() for p in params]
+        self.addresses = list(map(data_ptr, params))
         planned = {e.index: launch for launch in launches for e in launch.entries}
         self._dtypes = [planned[i].grad_dtype if i in planned else None for i in range(len(params))]
-        self._strided = {i for i in planned if not params[i].is_contiguous()}
+        self._strided = any(not params[i].is_contiguous() for i in planned)
 
     def collect(self, params: list[torch.Tensor]) -> tuple[np.ndarray, list] | None:
         """This step's gradients and their addresses, or None where the plan no longer fits."""
-        if [p.data_ptr() for p in params] != self.addresses:
+        if list(map(data_ptr, params)) != self.addresses:
             return None
         grads = [p.grad for p in params]
-        dtypes, strided = self._dtypes, self._strided
         try:
-            for i in strided:
-                if grads[i] is not None and not checks.same_layout(params[i], grads[i]):
-                    grads[i] = torch.empty_like(params[i], dtype=dtypes[i]).copy_(grads[i])
-            for i, g in enumerate(grads):
-                if g is None:
-                    continue
-                if g.dtype is not dtypes[i]:
+            if not self._strided and all(map(is_contiguous, grads)):  # a TypeError where one is None
+                if list(map(dtype_of, grads)) != self._dtypes:
                     return None
-                if not g.is_contiguous() and i not in strided:
-                    grads[i] = g.contiguous()
-            # An empty tensor has no address, yet takes its step: any number but 0 will do.
-            return np.array([0 if g is None else g.data_ptr() or 1 for g in grads], np.int64), grads
-        except RuntimeError:  # memory without an address (sparse); planning anew names the parameter
+            elif not self._fit(params, grads):
+                return None
+        except TypeError:
+            if not self._fit(params, grads):
+                return None
+        except RuntimeError:  # memory without an address (sparse): planning anew names the parameter
             return None
+        # An empty tensor has no address, yet takes its step: any number but 0 will do.
+        return np.array([0 if g is None else data_ptr(g) or 1 for g in grads], np.int64), grads
+
+    def _fit(self, params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> bool:
+        """Give gradients of another layout their parameter's; False if dtypes are not the planned."""
+        for i, g in enumerate(grads):
+            if g is None:
+                continue
+            if g.dtype is not self._dtypes[i]:
+                return False
+            if not checks.same_layout(params[i], g):
+                grads[i] = torch.empty_like(params[i], dtype=g.dtype).copy_(g)
+        return True

@@ -1,0 +1,28 @@
+"""``python -m fusedstep`` shows version and backends; ``python -m fusedstep verify`` compares bits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from .backends import available_backends
+from .version import __version__
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fusedstep", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["verify"], help="compare all backends' bits")
+    if parser.parse_args().command == "verify":
+        from .verify import verify
+
+        return 0 if verify() else 1
+    print(f"fusedstep {__version__}, torch {torch.__version__}")
+    for name, why in available_backends().items():
+        print(f"  {name:<10} {'available' if why is None else f'absent: {why}'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

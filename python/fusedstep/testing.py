@@ -1,0 +1,231 @@
+"""Cases, shapes, gradients and the comparison by bits: shared by tests, bench and ``verify``.
+
+A *cell* is (case, mode, shape set, backend). :func:`run` plays the same scenario in every cell:
+two groups with different hyper-parameters, a missing gradient, a changed learning rate, a scaled
+step and a skipped one, gradients with zeros, subnormals, huge values, inf and NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import fusedstep
+
+from .plan import CHUNK
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm with options; ``id`` reads like ``madam-released-amsgrad``."""
+
+    id: str
+    cls: type
+    options: tuple[tuple[str, Any], ...] = ()
+    second_group: tuple[tuple[str, Any], ...] = (("lr", 3e-4), ("maximize", True))
+
+
+def _cases(name: str, cls: type, second=(), forms=("paper",)) -> list[Case]:
+    group = (("lr", 3e-4), ("maximize", True), *second)
+    options = {
+        "-".join([name, *([form] if len(forms) > 1 else []), *(["amsgrad"] if amsgrad else [])]): (
+            ("form", form), ("amsgrad", amsgrad), ("weight_decay", 0.1),
+        )
+        for form in forms
+        for amsgrad in (False, True)
+    }  # fmt: skip
+    return [Case(id, cls, chosen, group) for id, chosen in options.items()]
+
+
+_COUPLED = (("decoupled_weight_decay", False),)
+_BOTH = ("paper", "released")
+CASES: list[Case] = [
+    *_cases("adamw", fusedstep.AdamW),
+    *_cases("adam", fusedstep.Adam),
+    *_cases("madam", fusedstep.MAdam, _COUPLED, _BOTH),
+    *_cases("lamadam", fusedstep.LaMAdam, _COUPLED, _BOTH),
+    # beta_prod vanishes within the scenario, so the column is no longer read
+    Case("madam-faded", fusedstep.MAdam, (("beta2_range", (1e-3, 2e-3)),)),
+    Case("lamadam-faded", fusedstep.LaMAdam, (("beta2_range", (1e-3, 2e-3)), ("beta2_init", 1e-3))),
+]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Dtypes of parameter and gradient, and the optimizer options that change stored dtypes."""
+
+    id: str
+    param: torch.dtype
+    grad: torch.dtype
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def supported(self) -> bool:
+        """Whether this torch lets a parameter have a gradient of another dtype (2.10 and later)."""
+        return self.param is self.grad or hasattr(torch.Tensor, "grad_dtype")
+
+
+def _modes() -> list[Mode]:
+    modes = [
+        Mode("f32", torch.float32, torch.float32),
+        Mode("f32-state16", torch.float32, torch.float32, {"state_dtype": torch.bfloat16}),
+        Mode("f64", torch.float64, torch.float64),
+    ]
+    for name, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
+        master, state16 = {"master_weights": True}, {"state_dtype": torch.bfloat16}
+        modes += [
+            Mode(name, dtype, dtype),
+            Mode(f"{name}-grad32", dtype, torch.float32),
+            Mode(f"{name}-master", dtype, dtype, master),
+            Mode(f"{name}-state16", dtype, dtype, state16),
+            Mode(f"{name}-grad32-master-state16", dtype, torch.float32, {**master, **state16}),
+        ]
+    return modes
+
+
+MODES: list[Mode] = _modes()
+
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "ragged": [(1,), (7,), (1023,), (1025,), (33, 31), ()],
+    "empty": [(0,), (5,), (0, 3), (130,), (0,)],
+    "chunk": [(CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (2 * CHUNK + 1029,)],
+    "misaligned": [(1,), (64,), (1024,), (2051,)],
+    "strided": [(2, 3, 4, 5), (6, 4), (2, 3, 2, 2, 2), (1, 5, 1, 7)],
+    "swarm": [(1 + i % 9,) for i in range(200)],
+}
+
+
+def _layout(shape: tuple[int, ...], shapes: str, i: int) -> torch.Tensor:
+    """Uninitialised float32 memory of a shape in the layout its set is about."""
+    if shapes == "misaligned":
+        return torch.empty(shape[0] + 3)[1 + i % 2 : 1 + i % 2 + shape[0]]
+    if shapes == "strided":
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        if len(shape) in formats and i != 3:
+            return torch.empty(shape).to(memory_format=formats[len(shape)])
+        return torch.empty(shape[::-1]).permute(*range(len(shape))[::-1])
+    return torch.empty(shape)
+
+
+def _like(layout: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``values`` in ``dtype`` with the strides, and the offset from 16-byte alignment, of ``layout``."""
+    offset = layout.storage_offset()
+    span = 1 + sum((n - 1) * s for n, s in zip(layout.shape, layout.stride(), strict=True) if n)
+    memory = torch.empty(offset + (span if layout.numel() else 0), dtype=dtype, device=values.device)
+    result = memory.as_strided(layout.shape, layout.stride(), offset)
+    return result.copy_(values)
+
+
+def gradient(shape: tuple[int, ...], generator: torch.Generator, special: bool) -> torch.Tensor:
+    """float64 values over 24 decades; ``special``: every 5th is ±0, subnormal, huge, inf or NaN."""
+    exponent = torch.rand(shape, generator=generator, dtype=torch.float64) * 24 - 18
+    values = torch.randn(shape, generator=generator, dtype=torch.float64) * 10**exponent
+    if special and values.numel():
+        odd = torch.tensor(
+            [0.0, -0.0, 1e-45, -1e-39, 1e-310, 6e-8, 3e38, -6.5e4, 1e300, torch.inf, -torch.inf, torch.nan]
+        )
+        odd = odd.double()
+        odd[4], odd[8] = 1e-310, 1e300
+        flat = values.view(-1)
+        places = torch.arange(0, flat.numel(), 5)
+        flat[places] = odd[torch.arange(len(places)) % len(odd)]
+    return values
+
+
+@dataclass
+class Scenario:
+    """A built cell: parameters, optimizer, and the steps to play."""
+
+    case: Case
+    mode: Mode
+    shapes: str
+    backend: str
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self):
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.layouts = [_layout(s, self.shapes, i) for i, s in enumerate(SHAPES[self.shapes])]
+        self.params = []
+        for layout in self.layouts:
+            values = torch.randn(layout.shape, generator=self.generator)
+            p = _like(layout, values.to(self.device), self.mode.param)
+            self.params.append(torch.nn.Parameter(p))
+            if self.mode.param is not self.mode.grad:
+                self.params[-1].grad_dtype = self.mode.grad
+        half = len(self.params) // 2
+        groups = [
+            {"params": self.params[:half]},
+            {"params": self.params[half:], **self._second_group()},
+        ]
+        options = {**dict(self.case.options), **self.mode.options}
+        self.optimizer = self.case.cls(groups, backend=self.backend, **options)
+
+    def _second_group(self) -> dict[str, Any]:
+        group = dict(self.case.second_group)
+        if issubclass(self.case.cls, fusedstep.AdamW):
+            group.pop("decoupled_weight_decay", None)
+        return group
+
+    def step(self, t: int) -> None:
+        """Step ``t`` of the scenario, from 0."""
+        special = t == 2
+        for i, (p, layout) in enumerate(zip(self.params, self.layouts, strict=True)):
+            g = gradient(p.shape, self.generator, special and i % 2 == 0).to(self.device)
+            p.grad = None if t == 1 and i % 3 == 1 else _like(layout, g, self.mode.grad)
+        if t == 3:
+            self.optimizer.param_groups[0]["lr"] = 0.02
+        tensor = lambda value: torch.tensor(value, device=self.device)  # noqa: E731
+        self.optimizer.grad_scale = tensor(8.0) if t in (3, 4) else None
+        self.optimizer.found_inf = tensor({3: 0.0, 4: 2.0}[t]) if t in (3, 4) else None
+        self.optimizer.step()
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Every stored value: parameters and all of the state."""
+        result = {}
+        for i, p in enumerate(self.params):
+            result[f"param {i}"] = p.detach().cpu().clone()
+            for name, value in self.optimizer.state[p].items():
+                result[f"param {i}, {name}"] = value.cpu().clone()
+        return result
+
+
+STEPS = 6
+
+
+def run(case: Case, mode: Mode, shapes: str, backend: str, device: str = "cpu", steps: int = STEPS):
+    """Play the scenario and return its snapshot."""
+    scenario = Scenario(case, mode, shapes, backend, device)
+    for t in range(steps):
+        scenario.step(t)
+    return scenario.snapshot()
+
+
+def difference(name: str, got: torch.Tensor, want: torch.Tensor) -> str | None:
+    """The first element that differs in its bits, with value and hex; any NaN equals any NaN (N9)."""
+    if (got.dtype, got.shape) != (want.dtype, want.shape):
+        return f"{name}: {got.dtype} {tuple(got.shape)} instead of {want.dtype} {tuple(want.shape)}"
+    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
+    a, b = got.contiguous().view(-1), want.contiguous().view(-1)
+    bits_a, bits_b = a.view(word), b.view(word)
+    wrong = (bits_a != bits_b) & ~((a != a) & (b != b))
+    if not wrong.any():
+        return None
+    i = int(wrong.nonzero()[0])
+    digits = 2 * got.element_size()
+    mask = (1 << 4 * digits) - 1
+    shown = [f"{x[i].item()!r} (0x{int(w[i]) & mask:0{digits}x})" for x, w in ((a, bits_a), (b, bits_b))]
+    return (
+        f"{name}: {int(wrong.sum())} of {wrong.numel()} elements differ, the first at {i}: "
+        f"{shown[0]} instead of {shown[1]}"
+    )
+
+
+def differences(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> list[str]:
+    """What differs between two snapshots, a line each."""
+    if got.keys() != want.keys():
+        return [f"entries differ: {sorted(got.keys() ^ want.keys())}"]
+    found = (difference(name, got[name], want[name]) for name in want)
+    return [line for line in found if line]
