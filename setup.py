@@ -20,18 +20,23 @@ class BuildWithCMake(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
-        if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        if not (
+            os.environ.get("CXX")
+            or shutil.which("c++")
+            or shutil.which("g++")
+            or shutil.which("clang++")
+        ):
             sys.exit(
                 "fusedstep needs a C++17 compiler and found none (c++, g++, clang++ or $CXX). "
                 "Install one, for example `apt install g++`, and run the same command again."
             )
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept: rebuilds are short
         options = {name: os.environ[name] for name in OPTIONS if name in os.environ}
         options |= {
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),  # the last build's may be gone
             "BUILD_TESTING": "OFF",
         }
         definitions = [f"-D{name}={value}" for name, value in options.items()]

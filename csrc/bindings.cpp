@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/registry.h"
+#include "gather.h"
 #ifdef FUSEDSTEP_WITH_CUDA
 #include "cuda_registry.h"
 #endif
@@ -116,6 +117,9 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
         py::gil_scoped_release release;
         self.apply(launch, threads);
       });
+  py::class_<Gatherer>(m, "Gatherer")
+      .def(py::init<const py::object&>())
+      .def("gather", &Gatherer::gather);
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_kernel", &cpu_kernel, py::return_value_policy::reference);
 

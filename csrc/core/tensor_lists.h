@@ -93,14 +93,17 @@ FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) 
   return result;
 }
 
-// After the last read of a launch: counts and carried scalars of the tensors that took part.
+// After the last read of a launch: count and carried scalars of a tensor that took part.
 template <class Rule>
-FUSEDSTEP_HD void advance(const Launch& launch, std::int64_t tensor) {
-  if (launch.grad[tensor] == 0) return;
-  const Prologue<Rule> now = prologue<Rule>(launch, tensor);
+FUSEDSTEP_HD void advance(const Launch& launch, std::int64_t tensor, const Prologue<Rule>& now) {
   for (int j = 0; j < Rule::kCarried; ++j)
     *pointer<double>(address_of(launch, kState + Rule::kStates + j, tensor)) = now.carried[j];
   *pointer<std::int64_t>(address_of(launch, kStep, tensor)) += 1;
+}
+
+template <class Rule>
+FUSEDSTEP_HD void advance(const Launch& launch, std::int64_t tensor) {
+  if (launch.grad[tensor] != 0) advance(launch, tensor, prologue<Rule>(launch, tensor));
 }
 
 }  // namespace FUSEDSTEP_LEVEL

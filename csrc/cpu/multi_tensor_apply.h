@@ -53,20 +53,27 @@ void close_block(DType dtype, const T* block, std::uint64_t address, std::int64_
   }
 }
 
+// A function of its own: OpenMP would give an array declared inside a simd loop a copy per lane.
 template <class Rule, std::size_t... K>
+FUSEDSTEP_HD void update_element(const typename Rule::Scalars& scalars, int i,
+                                 const typename Rule::opmath* g, typename Rule::opmath* p,
+                                 typename Rule::opmath* const* state, std::index_sequence<K...>) {
+  typename Rule::opmath registers[] = {state[K][i]...};
+  typename Rule::opmath parameter = p[i];
+  Rule::update(scalars, g[i], parameter, registers);
+  p[i] = parameter;
+  ((state[K][i] = registers[K]), ...);
+}
+
+template <class Rule>
 void update_block(const typename Rule::Scalars& scalars, int n, const typename Rule::opmath* g,
-                  typename Rule::opmath* p, typename Rule::opmath* const* columns,
-                  std::index_sequence<K...>) {
+                  typename Rule::opmath* p, typename Rule::opmath* const* columns) {
   using T = typename Rule::opmath;
-  T* const state[] = {columns[K]...};
+  T* state[Rule::kStates];
+  for (int k = 0; k < Rule::kStates; ++k) state[k] = columns[k];
 #pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    T registers[] = {state[K][i]...};
-    T parameter = p[i];
-    Rule::update(scalars, g[i], parameter, registers);
-    p[i] = parameter;
-    ((state[K][i] = registers[K]), ...);
-  }
+  for (int i = 0; i < n; ++i)
+    update_element<Rule>(scalars, i, g, p, state, std::make_index_sequence<Rule::kStates>());
 }
 
 template <class T>
@@ -102,11 +109,38 @@ void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t t
     state[Rule::kFading > 0 ? Rule::kFading : 0] = scratch.zeros;
   }
 
-  update_block<Rule>(now.scalars, n, g, p, state, std::make_index_sequence<Rule::kStates>());
+  update_block<Rule>(now.scalars, n, g, p, state);
 
   close_block(launch.exp_avg_dtype, state[0], exp_avg, offset, n);
   close_block(launch.param_dtype, p, address_of(launch, kParam, tensor), offset, n);
 }
+
+// The prologue of the tensor asked for last: neighbours mostly share row, count and carried scalars,
+// and scalars cost more than the elements of a small tensor.
+template <class Rule>
+class LastPrologue {
+ public:
+  const Prologue<Rule>& of(const Launch& launch, std::int64_t tensor) {
+    const std::int64_t row = launch.row[tensor];
+    const auto count = *pointer<const std::int64_t>(address_of(launch, kStep, tensor));
+    bool same = row == row_ && count == count_;
+    for (int j = 0; j < Rule::kCarried; ++j) {
+      const auto carried =
+          *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
+      same = same && carried == carried_[j];
+      carried_[j] = carried;
+    }
+    if (!same) now_ = prologue<Rule>(launch, tensor);
+    row_ = row;
+    count_ = count;
+    return now_;
+  }
+
+ private:
+  Prologue<Rule> now_{};
+  std::int64_t row_ = -1, count_ = -1;
+  double carried_[kMaxCarried] = {};
+};
 
 template <class Rule>
 void apply(const Launch& launch, int threads) {
@@ -117,18 +151,12 @@ void apply(const Launch& launch, int threads) {
   {
     const FloatEnvironment environment;
     alignas(64) Scratch<T> scratch;
-    Prologue<Rule> now{};
-    std::int64_t row = -1, count = -1;
+    LastPrologue<Rule> last;
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t i = 0; i < launch.chunks; ++i) {
       const Chunk chunk = launch.chunk[i];
       if (launch.grad[chunk.tensor] == 0) continue;
-      const std::int64_t step = *pointer<const std::int64_t>(address_of(launch, kStep, chunk.tensor));
-      if (Rule::kCarried > 0 || launch.row[chunk.tensor] != row || step != count) {
-        now = prologue<Rule>(launch, chunk.tensor);
-        row = launch.row[chunk.tensor];
-        count = step;
-      }
+      const Prologue<Rule>& now = last.of(launch, chunk.tensor);
       const std::int64_t begin = chunk.index * kChunk;
       const std::int64_t numel = launch.numel[chunk.tensor];
       const std::int64_t end = begin + kChunk < numel ? begin + kChunk : numel;
@@ -140,7 +168,9 @@ void apply(const Launch& launch, int threads) {
     }
   }
   const FloatEnvironment environment;
-  for (std::int64_t tensor = 0; tensor < launch.tensors; ++tensor) advance<Rule>(launch, tensor);
+  LastPrologue<Rule> last;
+  for (std::int64_t tensor = 0; tensor < launch.tensors; ++tensor)
+    if (launch.grad[tensor] != 0) advance(launch, tensor, last.of(launch, tensor));
 }
 
 template <template <class, unsigned> class Rule, class T, unsigned kVariant>

@@ -1,4 +1,4 @@
-"""``python -m fusedstep`` shows version and backends; ``python -m fusedstep verify`` compares bits."""
+"""``python -m fusedstep``: version and backends; ``python -m fusedstep verify``: compare bits."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ class AdamW(FusedOptimizer):
         form: accepted for symmetry; both forms are the same here.
         backend, master_weights, state_dtype: see :class:`~fusedstep.optimizer.FusedOptimizer`.
 
-    State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` (and ``max_exp_avg_sq``) like the parameter in
-    float32 (float64 for float64). 28 (36) bytes per float32 parameter and step. The state dict
-    interchanges with :class:`torch.optim.AdamW`.
+    State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` (and ``max_exp_avg_sq``) like the parameter,
+    in float32 (float64 for float64). 28 (36) bytes per float32 parameter and step. The state dict
+    of :class:`torch.optim.AdamW` loads.
 
     Source: Kingma & Ba, "Adam" (2015), Algorithm 1; Loshchilov & Hutter, "Decoupled Weight Decay
     Regularization" (2019), Algorithm 2, with the decay multiplied by ``lr`` as in torch.
@@ -65,7 +65,11 @@ class AdamW(FusedOptimizer):
             "form": form,
         }
         super().__init__(
-            params, defaults, backend=backend, master_weights=master_weights, state_dtype=state_dtype
+            params,
+            defaults,
+            backend=backend,
+            master_weights=master_weights,
+            state_dtype=state_dtype,
         )
 
     def states(self, group):
@@ -97,5 +101,14 @@ class Adam(AdamW):
 
     _decoupled = False
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, **common):
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
+        amsgrad=False,
+        **common,
+    ):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **common)

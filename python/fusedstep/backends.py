@@ -71,7 +71,8 @@ class CpuBackend(_Native):
 
     def apply(self, launch: Launch) -> None:
         kernel, struct = self._prepare(
-            launch, lambda: self.module.cpu_kernel(launch.rule, launch.variant, launch.float64, self.level)
+            launch,
+            lambda: self.module.cpu_kernel(launch.rule, launch.variant, launch.float64, self.level),
         )
         kernel.apply(struct, torch.get_num_threads())
 
@@ -91,7 +92,9 @@ class CudaBackend(_Native):
             )
         if not torch.cuda.is_available():
             return "torch finds no CUDA device"
-        return None if device.type == "cuda" else f"it updates tensors on cuda, not on {device.type}"
+        return (
+            None if device.type == "cuda" else f"it updates tensors on cuda, not on {device.type}"
+        )
 
     def stream(self, launch: Launch) -> tuple[int, int]:
         device = launch.device.index
@@ -114,7 +117,13 @@ class TritonBackend:
         self.absent = None if triton else f"{reason}; run `pip install triton`"
         self.engine = None
         # triton reads the same variable when the kernels are defined
-        self.interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+        self.interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in (
+            "1",
+            "true",
+            "on",
+            "yes",
+            "y",
+        )
 
     def why_not(self, device: torch.device) -> str | None:
         if self.absent:
@@ -207,8 +216,12 @@ def choose(name: str, device: torch.device) -> Backend:
         RuntimeError: the backend cannot serve the device; the message has its reason.
     """
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(['auto', *BACKENDS])}")
-    candidates = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}.get(device.type, ("cuda", "triton", "cpu"))
+        raise ValueError(
+            f"unknown backend {name!r}; choose one of {', '.join(['auto', *BACKENDS])}"
+        )
+    candidates = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}.get(
+        device.type, ("cuda", "triton", "cpu")
+    )
     names = candidates if name == "auto" else (name,)
     reasons = {}
     for candidate in names:

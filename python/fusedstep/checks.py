@@ -1,6 +1,7 @@
 """Checks of user input. Each raises one error: what, value, why, remedy."""
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -39,7 +40,9 @@ def hyper_in(
 
 def one_of(where: str, name: str, value, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"{where}: {name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
+        raise ValueError(
+            f"{where}: {name} is {value!r}; choose one of {', '.join(map(repr, choices))}."
+        )
 
 
 def pair(where: str, name: str, value) -> tuple:
@@ -63,10 +66,9 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 
 def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether element i in memory is the same element in both; strides of size-1 dims don't count."""
+    """Whether memory holds the elements in the same order; strides of size-1 dims don't count."""
     return all(
-        size == 1 or x == y
-        for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
+        size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
     )
 
 
@@ -80,7 +82,9 @@ def parameter(where: str, p: torch.Tensor) -> None:
     if p.layout is not torch.strided:
         raise ValueError(f"{where} has layout {p.layout}; kernels update dense memory. Densify it.")
     if p.dtype not in PARAM_DTYPES:
-        remedy = "Pass torch.view_as_real(p)." if p.is_complex() else "Pass a floating-point tensor."
+        remedy = (
+            "Pass torch.view_as_real(p)." if p.is_complex() else "Pass a floating-point tensor."
+        )
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in PARAM_DTYPES)
         raise ValueError(f"{where} has dtype {p.dtype}; supported are {names}. {remedy}")
     if not is_dense(p):
@@ -106,7 +110,7 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor) -> None:
     if g.device != p.device or g.shape != p.shape:
         raise ValueError(
             f"{where} has shape {tuple(p.shape)} on {p.device} and a gradient of shape "
-            f"{tuple(g.shape)} on {g.device}. Recompute the gradient (`optimizer.zero_grad()`, backward)."
+            f"{tuple(g.shape)} on {g.device}. Recompute it (`optimizer.zero_grad()`, backward)."
         )
 
 
@@ -117,7 +121,7 @@ def no_overlap(entries: list[tuple[str, torch.Tensor]]) -> None:
         for where, p in entries
         if p.numel()
     )
-    for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
+    for (_, end, first), (begin, _, second) in pairwise(spans):
         if begin < end:
             raise ValueError(
                 f"{first} and {second} share memory; each would be updated twice. "

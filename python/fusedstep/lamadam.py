@@ -11,9 +11,9 @@ class LaMAdam(MAdam):
     .. code-block:: text
 
         beta, u, v, w  as in MAdam
-        m = beta1 m + (1-beta1) g / (sqrt(v) + eps);   p = p - lr wd p - lr/(1-beta1^t) m       paper
+        m = beta1 m + (1-beta1) g / (sqrt(v) + eps);  p = p - lr wd p - lr/(1-beta1^t) m     paper
         m = beta1 m + (1-beta1) lr g / (sqrt(v) + eps);  L = beta1 L + (1-beta1) lr
-        p = p - lr wd p - lr/L m                                                              released
+        p = p - lr wd p - lr/L m                                                           released
 
     The forms are equal at a constant learning rate; over a warm-up and decay they are not. With
     lr = 0 (or L = 0) the released form does not move.
@@ -38,7 +38,9 @@ class LaMAdam(MAdam):
     hypers = (*MAdam.hypers, "released")
     carried = {**MAdam.carried, "lr_ema": 0.0}
 
-    def __init__(self, params, lr=1e-3, beta1=0.9, beta2_range=(0.5, 0.98), eps=1e-15, *args, **kwargs):
+    def __init__(
+        self, params, lr=1e-3, beta1=0.9, beta2_range=(0.5, 0.98), eps=1e-15, *args, **kwargs
+    ):
         super().__init__(params, lr, beta1, beta2_range, eps, *args, **kwargs)
 
     def hyper_values(self, group):

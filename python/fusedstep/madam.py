@@ -42,8 +42,8 @@ class MAdam(FusedOptimizer):
     bytes per float32 parameter and step; 36 (44) once the bound shows that ``beta_prod`` is 0.
 
     Source: Zhu et al., "MaxVA: Fast Adaptation of Step Sizes by Maximizing Observed Variance of
-    Gradients" (2020), Algorithm 1. Departure: mean, variance and product of betas are stored instead
-    of the weighted sums; the same real numbers, without cancellation.
+    Gradients" (2020), Algorithm 1. Departure: mean, variance and product of betas are stored
+    instead of the weighted sums; the same real numbers, without cancellation.
     """
 
     rule = "madam"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 
-from . import checks
+from . import checks, state_tensors
 from .backends import choose
-from .plan import Entry, Kind, Launch, Plan
+from .plan import Entry, Kind, Launch, Plan, opmath_of
+from .state_tensors import Slot
 
 FORMS = ("paper", "released")
 
@@ -35,8 +38,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
 
     _step_supports_amp_scaling = True
-    grad_scale: torch.Tensor | None = None  # set by torch.amp.GradScaler for the time of a step
-    found_inf: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -50,6 +51,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         checks.one_of(type(self).__name__, "state_dtype", state_dtype, (None, torch.bfloat16))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self._plan: Plan | None = None
+        self._checked: list[tuple] = []  # the rows of hyper-parameters that passed check_group
+        self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
         super().__init__(params, defaults)
 
     # What a subclass provides
@@ -101,11 +104,13 @@ class FusedOptimizer(torch.optim.Optimizer):
             now = self._plan.collect(params)
         addresses, grads = now
         self._set_hypers()
+        # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for launch in self._plan.launches:
             launch.send(addresses)
             launch.grads = grads
-            launch.grad_scale = _amp_tensor(self.grad_scale, launch.device)
-            launch.found_inf = _amp_tensor(self.found_inf, launch.device)
+            launch.grad_scale = _amp_tensor(grad_scale, launch.device)
+            launch.found_inf = _amp_tensor(found_inf, launch.device)
             try:
                 choose(self.backend, launch.device).apply(launch)
             finally:
@@ -113,10 +118,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _set_hypers(self) -> None:
-        values = {}
-        for i, group in enumerate(self.param_groups):
-            values[i] = tuple(self.hyper_values(group))
-        if values != getattr(self, "_checked", None):
+        values = [tuple(self.hyper_values(group)) for group in self.param_groups]
+        if not _same_rows(values, self._checked):
             for i, group in enumerate(self.param_groups):
                 self.check_group(self._where(i), group)
             self._checked = values
@@ -134,9 +137,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             (g, i) for g, group in enumerate(self.param_groups) for i in range(len(group["params"]))
         ]
         wanted = [
-            (index, p)
-            for index, p in enumerate(params)
-            if p.grad is not None or self.state.get(p)
+            (index, p) for index, p in enumerate(params) if p.grad is not None or self.state.get(p)
         ]
         for index, p in wanted:
             where = self._where(*places[index])
@@ -149,15 +150,25 @@ class FusedOptimizer(torch.optim.Optimizer):
         kinds: dict[Kind, list[Entry]] = {}
         for index, p in wanted:
             group = self.param_groups[places[index][0]]
-            state = self._complete_state(p, group)
-            master = state["master_param"] if self._has_master(p) else None
-            states = [state[name] for name in self.states(group)]
-            grad_dtype = p.dtype if p.grad is None else p.grad.dtype
-            kind = Kind(p.device, self.variant(group), p.dtype, grad_dtype, states[0].dtype, master is not None)
+            state = self.state[p]
+            state_tensors.complete(state, p, self.state_layout(p, group))
             entry = Entry(
-                index, places[index][0], p, master, state["step"], states,
-                [state[name] for name in self.carried],
-            )  # fmt: skip
+                index=index,
+                group=places[index][0],
+                param=p,
+                master=state["master_param"] if self.has_master(p) else None,
+                step=state["step"],
+                states=[state[name] for name in self.states(group)],
+                carried=[state[name] for name in self.carried],
+            )
+            kind = Kind(
+                device=p.device,
+                variant=self.variant(group),
+                param_dtype=p.dtype,
+                grad_dtype=p.dtype if p.grad is None else p.grad.dtype,
+                exp_avg_dtype=entry.states[0].dtype,
+                master=entry.master is not None,
+            )
             kinds.setdefault(kind, []).append(entry)
         launches = [
             Launch(self.rule, kind, entries, sorted({e.group for e in entries}), len(self.hypers))
@@ -167,31 +178,21 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # State
 
-    def _has_master(self, p: torch.Tensor) -> bool:
+    def has_master(self, p: torch.Tensor) -> bool:
         return self.master_weights and p.dtype.itemsize == 2
 
-    def _state_dtypes(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
-        opmath = torch.float64 if p.dtype is torch.float64 else torch.float32
-        dtypes = dict.fromkeys(self.states(group), opmath)
+    def state_layout(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Slot]:
+        """What the state of a parameter holds, by name."""
+        opmath = opmath_of(p.dtype)
+        layout = {"step": Slot(torch.int64, 0, scalar=True)}
+        layout |= {name: Slot(opmath, fill) for name, fill in self.states(group).items()}
         if self.state_dtype is not None and opmath is torch.float32:
-            dtypes[next(iter(dtypes))] = self.state_dtype
-        return dtypes
-
-    def _complete_state(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The parameter's state, with whatever was missing added."""
-        state = self.state[p]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.int64, device=p.device)
-        dtypes = self._state_dtypes(p, group)
-        for name, fill in self.states(group).items():
-            if name not in state:
-                state[name] = torch.full_like(p, fill, dtype=dtypes[name], memory_format=torch.preserve_format)
+            layout["exp_avg"] = layout["exp_avg"]._replace(dtype=self.state_dtype)
         for name, fill in self.carried.items():
-            if name not in state:
-                state[name] = torch.full((), fill, dtype=torch.float64, device=p.device)
-        if self._has_master(p) and "master_param" not in state:
-            state["master_param"] = p.detach().to(torch.float32, memory_format=torch.preserve_format)
-        return state
+            layout[name] = Slot(torch.float64, fill, scalar=True)
+        if self.has_master(p):
+            layout["master_param"] = Slot(torch.float32, None)
+        return layout
 
     @torch.no_grad()
     def resync_master(self) -> None:
@@ -212,12 +213,14 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but states keep their precision instead of being cast to the parameter's dtype.
+        """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
 
         States written by ``torch.optim`` classes of the same algorithm load too; what they lack
         (group entries, states) starts at its default.
         """
-        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: setattr(self, "_loading", loaded))
+        hook = self.register_load_state_dict_pre_hook(
+            lambda _, loaded: setattr(self, "_loading", loaded)
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -231,46 +234,35 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = getattr(self, "_loading", None)
         if loading is not None:
+            # torch has cast these to the parameter's dtype: take the loaded ones instead.
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
-        self._plan = None
+        self._plan, self._checked = None, []
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
     def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
-        """Loaded states under this optimizer's parameters: right device, dtype and layout, copied."""
-        result = {}
+        """Loaded states for this optimizer's parameters, by parameter."""
+        result = defaultdict(dict)
         for saved, group in zip(loaded["param_groups"], groups, strict=True):
-            dtypes = {**self.defaults, **group}
             for key, p in zip(saved["params"], group["params"], strict=True):
                 if key in loaded["state"]:
-                    dtypes = {
-                        "step": torch.int64,
-                        **dict.fromkeys(self.carried, torch.float64),
-                        "master_param": torch.float32,
-                        **self._state_dtypes(p, {**self.defaults, **group}),
-                    }
-                    result[p] = {
-                        name: _adopt_value(f"{type(self).__name__}, state {key!r}, {name}", p, value, dtypes.get(name))
-                        for name, value in loaded["state"][key].items()
-                    }
+                    layout = self.state_layout(p, {**self.defaults, **group})
+                    where = f"{type(self).__name__}, state {key!r}"
+                    result[p] = state_tensors.adopt(where, p, loaded["state"][key], layout)
         return result
 
 
-def _adopt_value(where: str, p: torch.Tensor, value: Any, dtype: torch.dtype | None) -> Any:
-    if dtype is None:  # a stranger's entry: kept as it is
-        return value
-    value = torch.as_tensor(value)
-    shape = () if dtype in (torch.int64,) or value.ndim == 0 else p.shape
-    if value.shape != shape and value.numel() != 1:
-        raise ValueError(
-            f"{where} has shape {tuple(value.shape)}, its parameter {tuple(p.shape)}. "
-            f"Load the state of the same model."
+def _same_rows(rows: list[tuple], others: list[tuple]) -> bool:
+    """Equality that never compares tensors by value, which would wait for the device."""
+    return len(rows) == len(others) and all(
+        all(
+            a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
+            for a, b in zip(*pair)
         )
-    if shape == ():
-        return value.reshape(()).to(p.device, dtype, copy=True)
-    return torch.empty_like(p, dtype=dtype).copy_(value)
+        for pair in zip(rows, others)
+    )
 
 
 def _amp_tensor(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

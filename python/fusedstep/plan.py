@@ -8,7 +8,7 @@ hyper-parameters are brought up to date.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,15 @@ import torch
 
 from . import checks
 
-data_ptr, is_contiguous = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
-dtype_of = attrgetter("dtype")
+data_ptr = torch.Tensor.data_ptr
 
 CHUNK = 16384  # elements; the numerics law's constant (N7), kChunk in csrc/core/tensor_lists.h
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def opmath_of(param_dtype: torch.dtype) -> torch.dtype:
+    """What a parameter's step is computed in (N1)."""
+    return torch.float64 if param_dtype is torch.float64 else torch.float32
 
 
 class Kind(NamedTuple):
@@ -35,7 +39,7 @@ class Kind(NamedTuple):
 
     @property
     def opmath(self) -> torch.dtype:
-        return torch.float64 if self.param_dtype is torch.float64 else torch.float32
+        return opmath_of(self.param_dtype)
 
 
 class Entry(NamedTuple):
@@ -58,6 +62,16 @@ class Entry(NamedTuple):
         return size * self.param.numel()
 
 
+@cache
+def gatherer():
+    """The native reader of gradients; None where the native module is not built."""
+    try:
+        from ._native import Gatherer
+    except ImportError:
+        return None
+    return Gatherer(torch.Tensor)
+
+
 def chunk_table(numels: list[int]) -> np.ndarray:
     """Rows (tensor, chunk within the tensor), int32 ``[chunks, 2]``; sizes beyond 2^32 are fine."""
     counts = -(-np.asarray(numels, dtype=np.int64) // CHUNK)
@@ -68,7 +82,7 @@ def chunk_table(numels: list[int]) -> np.ndarray:
 
 @dataclass
 class Launch:
-    """One apply launch. Tables are int64, float64 or int32 tensors on ``device``; N tensors, R rows.
+    """One apply launch. Tables are int64 or as said, on ``device``; N tensors, R rows.
 
     Attributes:
         address: ``[columns, N]``: param, master (0: none), step, states, carried scalars.
@@ -108,14 +122,23 @@ class Launch:
         self.ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.index = np.array([e.index for e in self.entries])
         # What changes from step to step stands together, so that one copy brings it all.
-        self._table = torch.zeros(n + 2 * shape[0] * shape[1], dtype=torch.int64, device=self.device)
+        self._table = torch.zeros(
+            n + 2 * shape[0] * shape[1], dtype=torch.int64, device=self.device
+        )
         self.grad, hyper, source = self._split(self._table)
         self.hyper, self.source = hyper.view(torch.float64).view(shape), source.view(shape)
-        self._host = self._table if self.device.type == "cpu" else torch.zeros_like(self._table, device="cpu")
+        self._host = (
+            self._table
+            if self.device.type == "cpu"
+            else torch.zeros_like(self._table, device="cpu")
+        )
         self._sent = None if self._host is self._table else self._host.clone()
         grad, hyper, source = (part.numpy() for part in self._split(self._host))
         self._host_grad = grad
-        self._host_hyper, self._host_source = hyper.view(np.float64).reshape(shape), source.reshape(shape)
+        self._host_hyper, self._host_source = (
+            hyper.view(np.float64).reshape(shape),
+            source.reshape(shape),
+        )
         self._values: list[tuple] = [()] * len(self.groups)
 
     device = property(lambda self: self.kind.device)
@@ -185,32 +208,37 @@ class Plan:
 
     def __init__(self, params: list[torch.Tensor], launches: list[Launch]):
         self.launches = launches
-        self.addresses = list(map(data_ptr, params))
+        self._planned = np.array(list(map(data_ptr, params)), dtype=np.int64)
+        self._found = np.zeros_like(self._planned)
+        self._buffers = self._planned.ctypes.data, self._found.ctypes.data
         planned = {e.index: launch for launch in launches for e in launch.entries}
         self._dtypes = [planned[i].grad_dtype if i in planned else None for i in range(len(params))]
-        self._strided = any(not params[i].is_contiguous() for i in planned)
+        # The quick way takes contiguous gradients for granted, so parameters must be contiguous.
+        contiguous = all(params[i].is_contiguous() for i in planned)
+        self._gatherer = gatherer() if contiguous else None
 
     def collect(self, params: list[torch.Tensor]) -> tuple[np.ndarray, list] | None:
         """This step's gradients and their addresses, or None where the plan no longer fits."""
-        if list(map(data_ptr, params)) != self.addresses:
-            return None
-        grads = [p.grad for p in params]
         try:
-            if not self._strided and all(map(is_contiguous, grads)):  # a TypeError where one is None
-                if list(map(dtype_of, grads)) != self._dtypes:
-                    return None
-            elif not self._fit(params, grads):
+            if self._gatherer is not None:
+                grads = self._gatherer.gather(params, self._dtypes, *self._buffers)
+                if grads is not None:
+                    return self._found, grads
+            if list(map(data_ptr, params)) != self._planned.tolist():
                 return None
-        except TypeError:
+            grads = [p.grad for p in params]
             if not self._fit(params, grads):
                 return None
-        except RuntimeError:  # memory without an address (sparse): planning anew names the parameter
+            # An empty tensor has no address, yet takes its step: any number but 0 will do.
+            self._found[:] = [0 if g is None else data_ptr(g) or 1 for g in grads]
+            return self._found, grads
+        except (
+            RuntimeError
+        ):  # memory without an address (sparse): planning anew names the parameter
             return None
-        # An empty tensor has no address, yet takes its step: any number but 0 will do.
-        return np.array([0 if g is None else data_ptr(g) or 1 for g in grads], np.int64), grads
 
     def _fit(self, params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> bool:
-        """Give gradients of another layout their parameter's; False if dtypes are not the planned."""
+        """Give gradients their parameter's layout; False where a dtype is not the planned one."""
         for i, g in enumerate(grads):
             if g is None:
                 continue

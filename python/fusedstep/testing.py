@@ -110,10 +110,12 @@ def _layout(shape: tuple[int, ...], shapes: str, i: int) -> torch.Tensor:
 
 
 def _like(layout: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``values`` in ``dtype`` with the strides, and the offset from 16-byte alignment, of ``layout``."""
+    """``values`` in ``dtype`` with the strides and the storage offset of ``layout``."""
     offset = layout.storage_offset()
     span = 1 + sum((n - 1) * s for n, s in zip(layout.shape, layout.stride(), strict=True) if n)
-    memory = torch.empty(offset + (span if layout.numel() else 0), dtype=dtype, device=values.device)
+    memory = torch.empty(
+        offset + (span if layout.numel() else 0), dtype=dtype, device=values.device
+    )
     result = memory.as_strided(layout.shape, layout.stride(), offset)
     return result.copy_(values)
 
@@ -124,7 +126,20 @@ def gradient(shape: tuple[int, ...], generator: torch.Generator, special: bool) 
     values = torch.randn(shape, generator=generator, dtype=torch.float64) * 10**exponent
     if special and values.numel():
         odd = torch.tensor(
-            [0.0, -0.0, 1e-45, -1e-39, 1e-310, 6e-8, 3e38, -6.5e4, 1e300, torch.inf, -torch.inf, torch.nan]
+            [
+                0.0,
+                -0.0,
+                1e-45,
+                -1e-39,
+                1e-310,
+                6e-8,
+                3e38,
+                -6.5e4,
+                1e300,
+                torch.inf,
+                -torch.inf,
+                torch.nan,
+            ]
         )
         odd = odd.double()
         odd[4], odd[8] = 1e-310, 1e300
@@ -204,7 +219,7 @@ def run(case: Case, mode: Mode, shapes: str, backend: str, device: str = "cpu", 
 
 
 def difference(name: str, got: torch.Tensor, want: torch.Tensor) -> str | None:
-    """The first element that differs in its bits, with value and hex; any NaN equals any NaN (N9)."""
+    """The first element whose bits differ, with value and hex; any NaN equals any NaN (N9)."""
     if (got.dtype, got.shape) != (want.dtype, want.shape):
         return f"{name}: {got.dtype} {tuple(got.shape)} instead of {want.dtype} {tuple(want.shape)}"
     word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
@@ -216,7 +231,9 @@ def difference(name: str, got: torch.Tensor, want: torch.Tensor) -> str | None:
     i = int(wrong.nonzero()[0])
     digits = 2 * got.element_size()
     mask = (1 << 4 * digits) - 1
-    shown = [f"{x[i].item()!r} (0x{int(w[i]) & mask:0{digits}x})" for x, w in ((a, bits_a), (b, bits_b))]
+    shown = [
+        f"{x[i].item()!r} (0x{int(w[i]) & mask:0{digits}x})" for x, w in ((a, bits_a), (b, bits_b))
+    ]
     return (
         f"{name}: {int(wrong.sum())} of {wrong.numel()} elements differ, the first at {i}: "
         f"{shown[0]} instead of {shown[1]}"

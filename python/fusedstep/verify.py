@@ -1,4 +1,4 @@
-"""``python -m fusedstep verify``: every available backend gives the reference's bits, here and now."""
+"""``python -m fusedstep verify``: every available backend gives the reference's bits, here."""
 
 from __future__ import annotations
 

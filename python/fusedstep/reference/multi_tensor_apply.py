@@ -19,7 +19,7 @@ def step_tensor(
         hyper: float64 row of hyper-parameters; entry 0 is ``maximize``.
         t: the count of this step, from 1.
         carried: float64 scalars carried from step to step.
-        grad, param, master: ``(dtype name, array)``; bfloat16 as uint16 bits. ``master`` may be None.
+        grad, param, master: ``(dtype name, array)``, bfloat16 as uint16 bits; master may be None.
         states: list of ``(dtype name, array)``.
         grad_scale: float32 loss scale, or None.
 

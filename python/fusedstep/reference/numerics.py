@@ -1,4 +1,4 @@
-"""The primitives a rule may call, named as in ``csrc/core/numerics.h`` and ``kernels/numerics.py``."""
+"""The primitives a rule may call, named as in ``csrc/core/numerics.h``, ``kernels/numerics.py``."""
 
 import numpy as np
 
@@ -24,7 +24,9 @@ def narrow(x: np.ndarray, dtype: str) -> np.ndarray:
     """Round opmath to memory once, to nearest even; NaN first (N1)."""
     if dtype == "bfloat16":
         bits = x.view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        rounded = (
+            bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        ) >> np.uint32(16)
         return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
     return x.astype(dtype)
 
