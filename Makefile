@@ -1,0 +1,58 @@
+# Every target makes what it needs: .venv with the pinned requirements, and the built package.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc kernels cmake -type f -not -name '*.py' -not -name '*.pyc') \
+           CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: help pretrain test lint format audit ctest gpu-check clean
+
+help:
+	@echo "make pretrain   pretrain a small BERT on real text; options: ARGS=\"--optimizer lamadam\""
+	@echo "make test       all tests; options: ARGS=\"-k madam\""
+	@echo "make lint       ruff and clang-format, as CI checks them (make format: apply them)"
+	@echo "make audit      compile all GPU kernels offline and search their code"
+	@echo "make ctest      the native code alone, without torch: emulated CUDA against the CPU"
+	@echo "make gpu-check  on a machine with a GPU: build, bits, sanitizer; results under \$$OUT"
+
+$(VENV)/installed: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+pretrain: $(VENV)/built
+	$(BIN)/python examples/pretrain_bert.py $(ARGS)
+
+test: $(VENV)/built
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+
+audit: $(VENV)/built
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/audit $(ARGS)
+
+CPP := $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf build $(VENV) python/fusedstep/*.so
+
+ctest:
+	cmake -S . -B build/ctest -G Ninja -DFUSEDSTEP_CUDA=OFF -DFUSEDSTEP_EMULATE_CUDA=ON -DBUILD_TESTING=ON
+	cmake --build build/ctest
+	ctest --test-dir build/ctest --output-on-failure
+
+# Uses the machine's own python, where torch for its GPU is.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py
