@@ -77,7 +77,7 @@ void field(py::class_<Launch>& type, const char* name, Member Launch::* member) 
 
 template <class Kernel>
 py::class_<Kernel> describe(py::module_& m, const char* name) {
-  return py::class_<Kernel>(m, name)
+  return py::class_<Kernel>(m, name, py::module_local())
       .def_readonly("rule", &Kernel::rule)
       .def_readonly("variant", &Kernel::variant)
       .def_readonly("float64", &Kernel::float64)
@@ -91,7 +91,7 @@ py::class_<Kernel> describe(py::module_& m, const char* name) {
 PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   m.attr("CHUNK") = kChunk;
 
-  py::class_<Launch> launch(m, "Launch");
+  py::class_<Launch> launch(m, "Launch", py::module_local());
   launch.def(py::init<>());
   field(launch, "tensors", &Launch::tensors);
   field(launch, "chunks", &Launch::chunks);
@@ -117,7 +117,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
         py::gil_scoped_release release;
         self.apply(launch, threads);
       });
-  py::class_<Gatherer>(m, "Gatherer")
+  py::class_<Gatherer>(m, "Gatherer", py::module_local())
       .def(py::init<const py::object&>())
       .def("gather", &Gatherer::gather);
   m.def("cpu_levels", &cpu_levels);
@@ -125,20 +125,20 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
 
 #ifdef FUSEDSTEP_WITH_CUDA
   describe<CudaKernel>(m, "CudaKernel")
-      .def("apply", [](const CudaKernel& self, const Launch& launch, int device,
-                       std::uintptr_t stream) {
-        py::gil_scoped_release release;
-        if (const char* error = self.apply(launch, device, reinterpret_cast<void*>(stream)))
-          throw std::runtime_error(std::string("CUDA: ") + error);
-      });
-  m.def("cuda_kernel",
-        [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {
-          for (const CudaKernel* k = first_cuda_kernel(); k != nullptr; k = k->next)
-            if (is_rule(*k, rule, variant, float64)) return *k;
-          throw std::out_of_range("no CUDA kernel " + rule + ", variant " +
-                                  std::to_string(variant));
-        },
-        py::return_value_policy::reference);
+      .def("apply",
+           [](const CudaKernel& self, const Launch& launch, int device, std::uintptr_t stream) {
+             py::gil_scoped_release release;
+             if (const char* error = self.apply(launch, device, reinterpret_cast<void*>(stream)))
+               throw std::runtime_error(std::string("CUDA: ") + error);
+           });
+  m.def(
+      "cuda_kernel",
+      [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {
+        for (const CudaKernel* k = first_cuda_kernel(); k != nullptr; k = k->next)
+          if (is_rule(*k, rule, variant, float64)) return *k;
+        throw std::out_of_range("no CUDA kernel " + rule + ", variant " + std::to_string(variant));
+      },
+      py::return_value_policy::reference);
   m.def("cuda_architectures", [] { return std::string(FUSEDSTEP_CUDA_ARCHITECTURES); });
 #endif
 }

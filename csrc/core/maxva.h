@@ -1,4 +1,5 @@
-// The weighted moments that MAdam and LaMAdam share (MaxVA paper, eq. 7 and Algorithm 1, lines 5-9).
+// The weighted moments that MAdam and LaMAdam share (MaxVA paper, eq. 7 and Algorithm 1, lines
+// 5-9).
 //
 // The paper keeps the sums u~ = w u and v~ = w v. Here: the mean u, the variance s = v - u^2 and
 // q = 1 - w, the running product of the betas. The same real numbers without cancellation.
@@ -18,8 +19,8 @@ struct MaxVA {
   // Once q < 2^-25 everywhere it is zero everywhere; `bound` is at or above every q.
   static constexpr double kFaded = 0x1p-25;
 
-  static FUSEDSTEP_HD MaxVA scalars(double lo, double hi, double init, double delta,
-                                    std::int64_t t, double& bound) {
+  static FUSEDSTEP_HD MaxVA scalars(double lo, double hi, double init, double delta, std::int64_t t,
+                                    double& bound) {
     // beta_1 = beta2_init; by default hi, or 0.9 where hi >= 1
     init = select(init < 0.0, select(hi < 1.0, hi, 0.9), init);
     lo = select(t == 1, init, lo);

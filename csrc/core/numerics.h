@@ -1,5 +1,5 @@
-// The only primitives a rule may call, spelled alike in kernels/numerics.py and reference/numerics.py.
-// The laws N1..N11 cited here are stated in docs/numerics.md.
+// The only primitives a rule may call, spelled alike in kernels/numerics.py and
+// reference/numerics.py. The laws N1..N11 cited here are stated in docs/numerics.md.
 #pragma once
 
 #include <cmath>
@@ -62,8 +62,8 @@ FUSEDSTEP_HD T widen(f16 x) {
   const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16;
   const std::uint32_t rest = std::uint32_t(x.bits & 0x7FFFu) << 13;
   const std::uint32_t exponent = rest & 0x0F800000u;
-  const std::uint32_t normal = rest + 0x38000000u;        // rebias by 127 - 15
-  const std::uint32_t special = rest + 0x70000000u;       // inf and NaN keep an exponent of ones
+  const std::uint32_t normal = rest + 0x38000000u;   // rebias by 127 - 15
+  const std::uint32_t special = rest + 0x70000000u;  // inf and NaN keep an exponent of ones
   const float tiny = bit_cast<float>(rest + 0x38800000u) - bit_cast<float>(0x38800000u);
   const std::uint32_t bits = exponent == 0x0F800000u ? special
                              : exponent == 0         ? bit_cast<std::uint32_t>(tiny)

@@ -25,20 +25,20 @@ struct Launch {
   std::int64_t tensors = 0;
   std::int64_t chunks = 0;
   std::int64_t elements = 0;
-  const Chunk* chunk = nullptr;              // [chunks]
-  const std::int64_t* numel = nullptr;       // [N]
-  const std::int64_t* row = nullptr;         // [N], the tensor's row of hyper-parameters
-  const std::uint64_t* address = nullptr;    // [columns][N]: param, master, step, states, carried
-  const std::uint64_t* grad = nullptr;       // [N], 0 where a tensor has no gradient in this step
-  const double* hyper = nullptr;             // [R][H]
-  const std::uint64_t* source = nullptr;     // [R][H], 0 or a 0-d tensor's address (+1: float64)
-  const float* grad_scale = nullptr;         // the gradients' loss scale, or null
-  const float* found_inf = nullptr;          // non-zero: the step is skipped; or null
-  std::uint32_t* ticket = nullptr;           // blocks that have finished; 0 between launches
+  const Chunk* chunk = nullptr;            // [chunks]
+  const std::int64_t* numel = nullptr;     // [N]
+  const std::int64_t* row = nullptr;       // [N], the tensor's row of hyper-parameters
+  const std::uint64_t* address = nullptr;  // [columns][N]: param, master, step, states, carried
+  const std::uint64_t* grad = nullptr;     // [N], 0 where a tensor has no gradient in this step
+  const double* hyper = nullptr;           // [R][H]
+  const std::uint64_t* source = nullptr;   // [R][H], 0 or a 0-d tensor's address (+1: float64)
+  const float* grad_scale = nullptr;       // the gradients' loss scale, or null
+  const float* found_inf = nullptr;        // non-zero: the step is skipped; or null
+  std::uint32_t* ticket = nullptr;         // blocks that have finished; 0 between launches
   DType param_dtype = DType::f32;
   DType grad_dtype = DType::f32;
-  DType exp_avg_dtype = DType::f32;          // the first state; the others are opmath
-  std::int32_t master = 0;                   // 1: read and write float32 masters, store rounded param
+  DType exp_avg_dtype = DType::f32;  // the first state; the others are opmath
+  std::int32_t master = 0;           // 1: read and write float32 masters, store rounded param
 };
 
 enum Column : int { kParam = 0, kMaster = 1, kStep = 2, kState = 3 };
@@ -70,9 +70,9 @@ FUSEDSTEP_HD double hyper_value(const Launch& launch, std::int64_t entry) {
 template <class Rule>
 struct Prologue {
   typename Rule::Scalars scalars;
-  typename Rule::opmath coefficient;          // what the gradient is multiplied by: maximize
-  double carried[kMaxCarried];                // their values after this step
-  bool faded;                                 // the fading state is zero everywhere
+  typename Rule::opmath coefficient;  // what the gradient is multiplied by: maximize
+  double carried[kMaxCarried];        // their values after this step
+  bool faded;                         // the fading state is zero everywhere
 };
 
 // Reads the tensor's row, count and carried scalars; writes nothing.
@@ -82,10 +82,10 @@ FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) 
   Prologue<Rule> result;
   double hyper[Rule::kHypers];
   const std::int64_t row = launch.row[tensor];
-  for (int j = 0; j < Rule::kHypers; ++j)
-    hyper[j] = hyper_value(launch, row * Rule::kHypers + j);
+  for (int j = 0; j < Rule::kHypers; ++j) hyper[j] = hyper_value(launch, row * Rule::kHypers + j);
   for (int j = 0; j < Rule::kCarried; ++j)
-    result.carried[j] = *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
+    result.carried[j] =
+        *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
   result.faded = Rule::faded(result.carried);
   const std::int64_t t = *pointer<const std::int64_t>(address_of(launch, kStep, tensor)) + 1;
   result.scalars = Rule::scalars(hyper, t, result.carried);

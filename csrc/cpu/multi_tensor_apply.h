@@ -17,7 +17,7 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-constexpr int kBlock = 1024;                    // elements between widening and narrowing
+constexpr int kBlock = 1024;                     // elements between widening and narrowing
 constexpr std::int64_t kSerialElements = 32768;  // below this, waking threads costs more
 
 template <class T, class Memory>
@@ -115,8 +115,8 @@ void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t t
   close_block(launch.param_dtype, p, address_of(launch, kParam, tensor), offset, n);
 }
 
-// The prologue of the tensor asked for last: neighbours mostly share row, count and carried scalars,
-// and scalars cost more than the elements of a small tensor.
+// The prologue of the tensor asked for last: neighbours mostly share row, count and carried
+// scalars, and scalars cost more than the elements of a small tensor.
 template <class Rule>
 class LastPrologue {
  public:
@@ -176,9 +176,15 @@ void apply(const Launch& launch, int threads) {
 template <template <class, unsigned> class Rule, class T, unsigned kVariant>
 void register_variant() {
   using R = Rule<T, kVariant>;
-  static CpuKernel kernel{FUSEDSTEP_STRING(FUSEDSTEP_LEVEL), R::kName,   kVariant,
-                          sizeof(T) == sizeof(double),       R::kHypers, R::kStates,
-                          R::kCarried,                       &apply<R>,  nullptr};
+  static CpuKernel kernel{FUSEDSTEP_STRING(FUSEDSTEP_LEVEL),
+                          R::kName,
+                          kVariant,
+                          sizeof(T) == sizeof(double),
+                          R::kHypers,
+                          R::kStates,
+                          R::kCarried,
+                          &apply<R>,
+                          nullptr};
   register_cpu_kernel(&kernel);
 }
 

@@ -1,5 +1,6 @@
-// The compiled CPU kernels: a list that <algo>.cpp files join when the module is loaded. Plain data,
-// because every level's copy of this code runs before it is known whether the processor has it.
+// The compiled CPU kernels: a list that <algo>.cpp files join when the module is loaded. Plain
+// data, because every level's copy of this code runs before it is known whether the processor has
+// it.
 #pragma once
 
 #include "core/tensor_lists.h"

@@ -1,0 +1,226 @@
+// The CUDA engine: chunks to blocks, units of a chunk through the rule, all in one launch.
+//
+// A unit is 16 bytes of opmath. Unit u of a chunk belongs to thread u mod 128: the lanes of a warp
+// touch neighbouring units in every column (8 consecutive elements a thread would split each
+// 32-byte sector over two stores), and elements i and i + 1024 stay in one thread, as N7 asks.
+#pragma once
+
+#include <utility>
+
+#include "core/rule.h"
+#include "cuda_registry.h"
+#include "launch.cuh"
+#include "unit.cuh"
+
+namespace fusedstep {
+inline namespace FUSEDSTEP_LEVEL {
+
+// Blocks that must fit a multiprocessor: at most 128 registers a thread, or 168.
+template <class T>
+constexpr int kResident = sizeof(T) == sizeof(float) ? 4 : 3;
+
+constexpr int kInFlight = 2;  // units of each column that a thread has under way
+
+// One tensor's memory.
+template <class Rule>
+struct Columns {
+  using T = typename Rule::opmath;
+  std::uint64_t grad, param, source, state[Rule::kStates];  // source: the master or the parameter
+  std::int64_t numel;
+  bool aligned;
+
+  __device__ __forceinline__ Columns(const Launch& launch, std::int64_t tensor)
+      : grad(launch.grad[tensor]),
+        param(address_of(launch, kParam, tensor)),
+        source(address_of(launch, launch.master ? kMaster : kParam, tensor)),
+        numel(launch.numel[tensor]) {
+    std::uint64_t bits = grad | param | source;
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k)
+      bits |= state[k] = address_of(launch, kState + k, tensor);
+    aligned = bits % 16 == 0;
+  }
+};
+
+// Parameters are read from their masters where there are any.
+__device__ __forceinline__ DType source_dtype(const Launch& launch) {
+  return launch.master ? DType::f32 : launch.param_dtype;
+}
+
+// State 0 is exp_avg, the one that may be narrower than opmath.
+template <class T>
+__device__ __forceinline__ DType state_dtype(const Launch& launch, int k) {
+  return k == 0 ? launch.exp_avg_dtype : kOpmath<T>;
+}
+
+// A unit of every column in registers: as loaded, then in opmath.
+template <class Rule>
+struct Loaded {
+  Bits grad, param, state[Rule::kStates];
+};
+
+template <class Rule>
+struct Values {
+  using T = typename Rule::opmath;
+  T p[kUnit<T>], state[Rule::kStates][kUnit<T>];
+};
+
+template <bool kWhole, class Rule>
+__device__ __forceinline__ void load_unit(const Launch& launch, const Columns<Rule>& columns,
+                                          bool faded, std::int64_t first, int n,
+                                          Loaded<Rule>& loaded) {
+  using T = typename Rule::opmath;
+  loaded.grad = load<kWhole, T>(launch.grad_dtype, columns.grad, first, n);
+  loaded.param = load<kWhole, T>(source_dtype(launch), columns.source, first, n);
+#pragma unroll
+  for (int k = 0; k < Rule::kStates; ++k) {
+    loaded.state[k] = {};
+    if (k != Rule::kFading || !faded)
+      loaded.state[k] = load<kWhole, T>(state_dtype<T>(launch, k), columns.state[k], first, n);
+  }
+}
+
+template <class Rule>
+__device__ __forceinline__ void update_unit(const Launch& launch, const Prologue<Rule>& now,
+                                            typename Rule::opmath scale, const Loaded<Rule>& loaded,
+                                            Values<Rule>& values) {
+  using T = typename Rule::opmath;
+  T g[kUnit<T>];
+  widen_unit(launch.grad_dtype, loaded.grad, g);
+  widen_unit(source_dtype(launch), loaded.param, values.p);
+#pragma unroll
+  for (int k = 0; k < Rule::kStates; ++k)
+    widen_unit(state_dtype<T>(launch, k), loaded.state[k], values.state[k]);
+
+  // Dividing by one changes no bit, so it is left out.
+  if (launch.grad_scale != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kUnit<T>; ++i) g[i] = div(g[i], scale);
+  }
+#pragma unroll
+  for (int i = 0; i < kUnit<T>; ++i) {
+    T state[Rule::kStates];
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) state[k] = values.state[k][i];
+    Rule::update(now.scalars, g[i] * now.coefficient, values.p[i], state);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) values.state[k][i] = state[k];
+  }
+}
+
+template <bool kWhole, class Rule>
+__device__ __forceinline__ void store_unit(const Launch& launch, const Columns<Rule>& columns,
+                                           bool faded, std::int64_t first, int n,
+                                           const Values<Rule>& values) {
+  using T = typename Rule::opmath;
+  if (launch.master) store<kWhole, T>(DType::f32, values.p, columns.source, first, n);
+  store<kWhole, T>(launch.param_dtype, values.p, columns.param, first, n);
+#pragma unroll
+  for (int k = 0; k < Rule::kStates; ++k)
+    if (k != Rule::kFading || !faded)
+      store<kWhole, T>(state_dtype<T>(launch, k), values.state[k], columns.state[k], first, n);
+}
+
+template <class Rule>
+__device__ __forceinline__ void apply_chunk(const Launch& launch, const Prologue<Rule>& now,
+                                            typename Rule::opmath scale, const Chunk& chunk) {
+  using T = typename Rule::opmath;
+  constexpr int kStride = kThreads * kUnit<T>;
+  const Columns<Rule> columns(launch, chunk.tensor);
+  const std::int64_t begin = chunk.index * kChunk;
+  const std::int64_t end = begin + kChunk < columns.numel ? begin + kChunk : columns.numel;
+  for (std::int64_t pass = begin; pass < end; pass += kInFlight * kStride) {
+    const std::int64_t first = pass + int(threadIdx.x) * kUnit<T>;
+    const int left = int(end - first);
+    // Chosen for the block as a whole, so that its loads stay free of divergent branches.
+    const bool whole = columns.aligned && pass + kInFlight * kStride <= end;
+    Loaded<Rule> loaded[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u)
+      if (whole)
+        load_unit<true>(launch, columns, now.faded, first + u * kStride, 0, loaded[u]);
+      else
+        load_unit<false>(launch, columns, now.faded, first + u * kStride, left - u * kStride,
+                         loaded[u]);
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {
+      Values<Rule> values;
+      update_unit(launch, now, scale, loaded[u], values);
+      if (whole)
+        store_unit<true>(launch, columns, now.faded, first + u * kStride, 0, values);
+      else
+        store_unit<false>(launch, columns, now.faded, first + u * kStride, left - u * kStride,
+                          values);
+    }
+  }
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kResident<typename Rule::opmath>)
+    apply_kernel(const __grid_constant__ Launch launch) {
+  using T = typename Rule::opmath;
+  // Two, taken in turns: thread 0 may fill one while slower threads still read the other.
+  Prologue<Rule>* shared = shared_memory<Prologue<Rule>, 2>();
+  bool* last = shared_memory<bool, 1>();
+  if (skipped(launch)) return;
+  const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
+
+  std::int32_t tensor = -1;
+  int turn = 0;
+  for (std::int64_t i = blockIdx.x; i < launch.chunks; i += gridDim.x) {
+    const Chunk chunk = launch.chunk[i];
+    if (launch.grad[chunk.tensor] == 0) continue;
+    if (chunk.tensor != tensor) {
+      tensor = chunk.tensor;
+      turn = 1 - turn;
+      if (threadIdx.x == 0) shared[turn] = prologue<Rule>(launch, tensor);
+      __syncthreads();
+    }
+    const Prologue<Rule> now = shared[turn];
+    apply_chunk<Rule>(launch, now, scale, chunk);
+  }
+
+  // Counts and carried scalars were read by thread 0 of every block alone. The fences put its reads
+  // before its ticket, and all tickets before the writes of the block that comes last.
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *last = atomicAdd(launch.ticket, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!*last) return;
+  for (std::int64_t i = threadIdx.x; i < launch.tensors; i += kThreads) advance<Rule>(launch, i);
+  if (threadIdx.x == 0) *launch.ticket = 0;
+}
+
+// Returns nullptr, or what went wrong.
+template <class Rule>
+const char* apply(const Launch& launch, int device, void* stream) {
+  static_assert(check_rule<Rule>());
+  static thread_local Residency residency;
+  if (launch.tensors == 0) return nullptr;
+  return enqueue_on(&apply_kernel<Rule>, residency, launch, device, stream);
+}
+
+template <template <class, unsigned> class Rule, class T, unsigned kVariant>
+void register_variant() {
+  using R = Rule<T, kVariant>;
+  static CudaKernel kernel{R::kName,   kVariant,   sizeof(T) == sizeof(double),
+                           R::kHypers, R::kStates, R::kCarried,
+                           &apply<R>,  nullptr};
+  register_cuda_kernel(&kernel);
+}
+
+// Every variant of a rule in both opmaths.
+template <template <class, unsigned> class Rule>
+struct RegisterRule {
+  RegisterRule() { all(std::make_integer_sequence<unsigned, Rule<float, 0>::kVariants>()); }
+  template <unsigned... kVariant>
+  static void all(std::integer_sequence<unsigned, kVariant...>) {
+    (register_variant<Rule, float, kVariant>(), ...);
+    (register_variant<Rule, double, kVariant>(), ...);
+  }
+};
+
+}  // namespace FUSEDSTEP_LEVEL
+}  // namespace fusedstep

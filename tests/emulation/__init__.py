@@ -1,0 +1,59 @@
+"""The CUDA kernels' own source, compiled by the C++ compiler and run by host threads.
+
+`load()` builds and imports an extension module like `fusedstep._native` whose CUDA kernels take
+addresses of host memory.
+"""
+
+import fcntl
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
+from types import ModuleType
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAME = "_emulated"
+
+
+def _run(*command: str) -> None:
+    environment = dict(os.environ)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    tool = shutil.which(command[0], path=environment["PATH"])
+    if tool is None:
+        raise RuntimeError(f"building {NAME} needs {command[0]}, which is not on PATH")
+    result = subprocess.run(
+        [tool, *command[1:]],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"building {NAME} failed: {' '.join(command)}\n{result.stdout}")
+
+
+@functools.cache
+def load(build: Path = REPOSITORY / "build" / "emulated") -> ModuleType:
+    build.mkdir(parents=True, exist_ok=True)
+    with open(build / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (build / "build.ninja").exists():
+            _run(
+                *("cmake", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(build)),
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-DFUSEDSTEP_MODULE_NAME={NAME}",
+                *("-DFUSEDSTEP_EMULATE_CUDA=ON", "-DBUILD_TESTING=OFF"),
+            )
+        _run("cmake", "--build", str(build))
+    path = str(build / (NAME + sysconfig.get_config_var("EXT_SUFFIX")))
+    spec = importlib.util.spec_from_file_location(
+        NAME, path, loader=ExtensionFileLoader(NAME, path)
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

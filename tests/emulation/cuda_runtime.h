@@ -1,0 +1,123 @@
+// The part of CUDA that kernels/ uses, on the host: a CUDA thread is a thread, all blocks of a
+// launch run at the same time, and a launch returns when its last thread has.
+#pragma once
+
+#include <atomic>
+#include <barrier>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "cpu/float_environment.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3() = default;
+  dim3(unsigned width) : x(width) {}
+};
+
+namespace emulation {
+
+// Few, so that a block takes several chunks and the order in which blocks finish matters.
+constexpr int kProcessors = 3;
+
+// What the threads of one block have in common.
+class Block {
+ public:
+  explicit Block(unsigned threads) : barrier(threads) {}
+
+  std::barrier<> barrier;
+
+  // The block's own copy of the variable that `key` stands for.
+  void* storage(const void* key, std::size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<std::max_align_t>& memory = variables_[key];
+    if (memory.empty()) memory.resize(bytes / sizeof(std::max_align_t) + 1);
+    return memory.data();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<const void*, std::vector<std::max_align_t>> variables_;
+};
+
+inline thread_local Block* block = nullptr;
+
+template <class S, int kCount>
+S* shared_memory() {
+  static const char key = 0;
+  return static_cast<S*>(block->storage(&key, sizeof(S) * kCount));
+}
+
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+}  // namespace emulation
+
+inline thread_local emulation::Index threadIdx, blockIdx, gridDim;
+
+inline void __syncthreads() { emulation::block->barrier.arrive_and_wait(); }
+// A host atomicAdd orders everything already; ThreadSanitizer knows no stand-alone fences.
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  return std::atomic_ref<unsigned>(*address).fetch_add(value);
+}
+inline void* __cvta_global_to_generic(std::size_t address) {
+  return reinterpret_cast<void*>(address);
+}
+
+enum cudaError_t { cudaSuccess };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+using cudaStream_t = struct Stream*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = emulation::kProcessors, cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
+  return *blocks = 1, cudaSuccess;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  const unsigned grid = config->gridDim.x, threads = config->blockDim.x;
+  std::vector<std::unique_ptr<emulation::Block>> blocks;
+  std::vector<std::thread> running;
+  for (unsigned b = 0; b < grid; ++b) {
+    blocks.push_back(std::make_unique<emulation::Block>(threads));
+    for (unsigned t = 0; t < threads; ++t)
+      running.emplace_back([=, block = blocks.back().get(), &arguments...] {
+        // A new thread inherits its creator's flush to zero; a GPU would not.
+        const fusedstep::FloatEnvironment environment;
+        emulation::block = block;
+        gridDim = {grid};
+        blockIdx = {b};
+        threadIdx = {t};
+        kernel(arguments...);
+        block->barrier.arrive_and_drop();
+      });
+  }
+  for (std::thread& thread : running) thread.join();
+  return cudaSuccess;
+}
