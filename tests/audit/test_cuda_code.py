@@ -1,0 +1,89 @@
+"""The CUDA kernels, compiled offline for three generations, under the numerics law."""
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.audit.inspect_code import disassembler, forbidden, sass
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KERNELS = sorted((REPOSITORY / "kernels").glob("*.cu"))
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("nvcc") is None, reason="no nvcc on PATH: the CUDA kernels cannot be compiled"
+)
+each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.stem)
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def numerics_flags() -> list[str]:
+    text = (REPOSITORY / "cmake/numerics.cmake").read_text()
+    flags = re.search(r"set\(FUSEDSTEP_CUDA_NUMERICS\s+([^)]*)\)", text)
+    assert flags and flags[1].split(), "cmake/numerics.cmake no longer sets FUSEDSTEP_CUDA_NUMERICS"
+    return flags[1].split()
+
+
+@cache
+def compiled(kernel: Path, architecture: str) -> tuple[str, str, str]:
+    """PTX, SASS (empty without a disassembler) and what ptxas reports."""
+    flags = ["-std=c++17", "-arch", architecture, *numerics_flags(), "-DNDEBUG"]
+    flags += [f"-I{REPOSITORY / 'csrc'}", f"-I{REPOSITORY / 'kernels'}"]
+    with TemporaryDirectory() as folder:
+        cubin = Path(folder, f"{kernel.stem}.{architecture}.cubin")
+        command = ["nvcc", *flags, kernel, "-cubin", "-o", cubin, "-Xptxas", "-v"]
+        command += ["-keep", "-keep-dir", folder]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        ptx = Path(folder, f"{kernel.stem}.ptx").read_text()
+        return ptx, sass(cubin) if disassembler("cuobjdump") else "", result.stderr
+
+
+@pytest.fixture
+def code(kernel, architecture):
+    return compiled(kernel, architecture)
+
+
+@each_architecture
+@each_kernel
+def test_ptx_obeys_the_numerics_law(code):
+    ptx, _, _ = code
+    assert "div.rn.f32" in ptx and "sqrt.rn.f64" in ptx
+    assert not forbidden(ptx)
+
+
+@each_architecture
+@each_kernel
+def test_nothing_spills(code, architecture):
+    _, _, report = code
+    functions = re.findall(
+        r"entry function '\w*?\d([A-Z][A-Za-z]+)I([fd])Lj(\d)\w*'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+        r"Used (\d+) registers",
+        report,
+        re.DOTALL,
+    )
+    assert len(functions) == report.count("Compiling entry function") > 0
+    print()
+    for rule, opmath, variant, *local, registers in sorted(functions):
+        print(f"{architecture:7}{rule:9}{opmath}{variant}{registers:>5} registers")
+        assert local == ["0", "0", "0"], f"{rule}, {opmath}, variant {variant}: local memory"
+
+
+@each_architecture
+@each_kernel
+def test_accesses_are_16_bytes_wide(code):
+    ptx, machine_code, _ = code
+    for entry in ptx.split(".entry ")[1:]:
+        assert re.search(r"ld\.global\.v4\.[ubf]32|ld\.global\.v2\.[ubf]64", entry)
+        assert re.search(r"st\.global\.v4\.[ubf]32|st\.global\.v2\.[ubf]64", entry)
+    assert "ld.global.nc" not in ptx  # counts are written by the last block of the same launch
+    if not machine_code:
+        pytest.skip("no cuobjdump on PATH or in triton's package: only PTX was inspected")
+    for function in machine_code.split("Function :")[1:]:
+        assert re.search(r"LDG\.E\.128", function) and re.search(r"STG\.E\.128", function)

@@ -1,0 +1,113 @@
+"""The Triton kernels compiled offline: nothing of what N3 forbids, no spills, wide accesses.
+
+Compiling needs triton, but no GPU. It happens in a process of its own, because this one may have
+imported the kernels for the interpreter.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# mode: opmath, param, grad, exp_avg, masters
+MODES = {
+    "f32": ("float32", "float32", "float32", "float32", False),
+    "f64": ("float64", "float64", "float64", "float64", False),
+    "f16": ("float32", "float16", "float16", "float32", False),
+    "bf16-master": ("float32", "bfloat16", "float32", "bfloat16", True),
+}
+VARIANTS = {"adamw": 2, "madam": 4, "lamadam": 2}
+KERNELS = [
+    f"sm_90 {rule} {variant} {mode}"
+    for rule, variants in VARIANTS.items()
+    for variant in range(variants)
+    for mode in MODES
+] + [
+    f"{arch} {rule} 0 {mode}"
+    for arch in ("sm_80", "sm_100")
+    for rule in VARIANTS
+    for mode in ("f32", "bf16-master")
+]
+OPCODES = {"div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64"}
+
+
+def compile_kernel(name: str, folder: Path) -> None:
+    """Writes the kernel's PTX and cubin: the one that takes a loss scale and can be skipped."""
+    from types import SimpleNamespace
+
+    import torch
+    import triton
+    from fusedstep.kernels import multi_tensor_apply as engine
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    arch, rule, variant, mode = name.split()
+    fields = ("opmath", "param_dtype", "grad_dtype", "exp_avg_dtype")
+    dtypes = {field: getattr(torch, dtype) for field, dtype in zip(fields, MODES[mode])}
+    launch = SimpleNamespace(rule=rule, variant=int(variant), master=MODES[mode][-1], **dtypes)
+    constants = engine.constants(launch)
+    arguments = {
+        "address": "*i64", "grad": "*i64", "numel": "*i64", "row": "*i64", "chunk": "*i32",
+        "hyper": "*fp64", "source": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
+        "ticket": "*i32", "tensors": "i32", "chunks": "i32",
+        **dict.fromkeys(constants, "constexpr"),
+    }  # fmt: skip
+    signature = {key: arguments[key] for key in engine.multi_tensor_apply.arg_names}
+    source = ASTSource(engine.multi_tensor_apply, signature, constants)
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    kernel = triton.compile(source, target=target, options=engine.OPTIONS)
+    (folder / f"{name}.ptx").write_text(kernel.asm["ptx"])
+    (folder / f"{name}.cubin").write_bytes(kernel.asm["cubin"])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    pytest.importorskip("triton")
+    folder = tmp_path_factory.mktemp("triton")
+    command = [sys.executable, __file__, str(folder)]
+    subprocess.run(command, check=True, env={**os.environ, "TRITON_INTERPRET": "0"})
+    return folder
+
+
+def arrays(rule: str, variant: int, mode: str) -> tuple[list[int], list[int]]:
+    """Bytes of an element of each array that is read, and of each that is written."""
+    size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+    opmath, param, grad, exp_avg, master = MODES[mode]
+    opmath, param, grad, exp_avg = (size[x] for x in (opmath, param, grad, exp_avg))
+    states = [exp_avg] + [opmath] * ((1 if rule == "adamw" else 3) + (variant & 1))
+    return [4 if master else param, grad, *states], [param, *([4] if master else []), *states]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_code(name, compiled):
+    from tests.audit.inspect_code import disassembler, forbidden
+
+    _, rule, variant, mode = name.split()
+    ptx = (compiled / f"{name}.ptx").read_text()
+    assert not forbidden(ptx)
+    assert set(re.findall(r"\b(?:div|sqrt|rsqrt|rcp)\.(?:\w+\.)*f\d+", ptx)) <= OPCODES
+    assert not re.search(r"\b(?:sin|cos|ex2|lg2|tanh)\.", ptx)
+    if mode == "f16":
+        assert "cvt.rn.f16.f32" in ptx
+
+    # Full blocks move 16 bytes of opmath for a thread at once, so 8 of a 16-bit array.
+    for opcode, sizes in zip(("ld", "st"), arrays(rule, int(variant), mode)):
+        wide = len(re.findall(rf"\b{opcode}\.global\.(?:\w+\.)*(?:v4\.b32|v2\.b64)\b", ptx))
+        half = len(re.findall(rf"\b{opcode}\.global\.(?:\w+\.)*(?:v2\.b32|v4\.b16)\b", ptx))
+        assert (wide, half) == (sum(size >= 4 for size in sizes), sizes.count(2)), opcode
+
+    usage = [disassembler("cuobjdump"), "-res-usage", str(compiled / f"{name}.cubin")]
+    usage = subprocess.run(usage, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = map(
+        int, re.search(r"REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", usage).groups()
+    )
+    print(f"{name}: {registers} registers", end=" ")
+    assert (stack, local) == (0, 0), "spills"
+
+
+if __name__ == "__main__":
+    for kernel in KERNELS:
+        compile_kernel(kernel, Path(sys.argv[1]))
