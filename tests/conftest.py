@@ -1,0 +1,85 @@
+"""Backends under test, named once; the axes of the bit matrix as markers."""
+
+import os
+
+import torch
+
+# Read when the kernels are defined, so before anything imports them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+from fusedstep import testing
+from fusedstep.backends import BACKENDS, CpuBackend, CudaBackend, available_backends
+
+from tests import emulation
+
+
+class EmulatedCuda(CudaBackend):
+    """The CUDA kernels' own source, compiled by the C++ compiler and run on CPU tensors."""
+
+    name = "cuda-emulated"
+
+    def why_not(self, device):
+        return None if device.type == "cpu" else "the emulation updates tensors on cpu"
+
+    def stream(self, launch):
+        return 0, 0
+
+
+def device_of(backend: str) -> str:
+    served = BACKENDS[backend].why_not(torch.device("cuda", 0)) if torch.cuda.is_available() else ""
+    return "cuda" if served is None and backend != "reference" else "cpu"
+
+
+def _register() -> list[str]:
+    if CpuBackend().module is None:
+        raise pytest.UsageError(f"fusedstep is not built: {CpuBackend().absent}")
+    names = [name for name, why in available_backends().items() if why is None]
+    names.remove("reference")
+    for level in CpuBackend().module.cpu_levels()[:-1]:
+        BACKENDS[f"cpu-{level}"] = backend = CpuBackend(level=level)
+        backend.name = f"cpu-{level}"
+        names.append(backend.name)
+    BACKENDS[EmulatedCuda.name] = EmulatedCuda(emulation.load())
+    return [*names, EmulatedCuda.name]
+
+
+TESTED_BACKENDS = _register()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full-matrix", action="store_true", help="every combination on slow backends too"
+    )
+
+
+def pytest_report_header():
+    absent = {name: why for name, why in available_backends().items() if why is not None}
+    return [
+        f"fusedstep backends under test: {', '.join(TESTED_BACKENDS)}",
+        *(f"fusedstep backend not tested: {name}: {why}" for name, why in absent.items()),
+    ]
+
+
+def pytest_configure(config):
+    rules = {case.cls.rule for case in testing.CASES} | {
+        case.cls.__name__.lower() for case in testing.CASES
+    }
+    for name in [*rules, *(m.id for m in testing.MODES), *testing.SHAPES, *TESTED_BACKENDS]:
+        config.addinivalue_line("markers", f"{name.replace('-', '_')}: an axis of the bit matrix")
+
+
+@pytest.fixture(params=TESTED_BACKENDS)
+def backend(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def device(backend) -> str:
+    return device_of(backend)
+
+
+@pytest.fixture(params=testing.CASES, ids=lambda case: case.id)
+def case(request) -> testing.Case:
+    return request.param

@@ -1,0 +1,85 @@
+"""The bit matrix: case x mode x backend x shape set, six steps, every stored bit the reference's.
+
+Select with markers, for example ``pytest -m "madam and bf16_master and triton"``.
+"""
+
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+from fusedstep import testing
+from fusedstep.testing import CASES, MODES, SHAPES
+
+from tests.conftest import TESTED_BACKENDS, device_of
+
+# Run by an interpreter or by threads that stand for a GPU's: every case, every mode and every shape
+# set is there, but not every combination. `pytest --full-matrix` adds the rest.
+SLOW = {"cuda-emulated", *(["triton"] if not torch.cuda.is_available() else [])}
+WITNESSES = ("adamw", "madam-paper", "lamadam-released-amsgrad")  # cases that see more
+EXTREMES = ("f32", "bf16-grad32-master-state16")  # modes that see every shape set
+
+
+def wanted(case, mode, backend, shapes, full):
+    if full:
+        return True
+    if backend not in SLOW:
+        return shapes == "ragged" or mode.id in EXTREMES
+    if shapes == "ragged":
+        return case.id in WITNESSES or mode.id == "f32"
+    return case.id in WITNESSES and mode.id in EXTREMES
+
+
+def cells(full):
+    for backend, mode, case, shapes in product(TESTED_BACKENDS, MODES, CASES, SHAPES):
+        if mode.supported and wanted(case, mode, backend, shapes, full):
+            marks = {case.id.split("-")[0], mode.id, backend, shapes}
+            yield pytest.param(
+                case,
+                mode,
+                backend,
+                shapes,
+                id=f"{case.id}-{mode.id}-{backend}-{shapes}",
+                marks=[getattr(pytest.mark, mark.replace("-", "_")) for mark in sorted(marks)],
+            )
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.function is test_bits:
+        full = metafunc.config.getoption("full_matrix")
+        metafunc.parametrize("case, mode, backend, shapes", list(cells(full)))
+
+
+@cache
+def reference(case_id: str, mode_id: str, shapes: str):
+    case = next(c for c in CASES if c.id == case_id)
+    mode = next(m for m in MODES if m.id == mode_id)
+    return testing.run(case, mode, shapes, "reference")
+
+
+def test_bits(case, mode, backend, shapes):
+    got = testing.run(case, mode, shapes, backend, device_of(backend))
+    lines = testing.differences(got, reference(case.id, mode.id, shapes))
+    assert not lines, "\n".join(lines)
+
+
+def test_the_comparison_sees_one_bit():
+    want = torch.tensor([1.0, -0.0, float("nan"), 2.0])
+    got = torch.tensor([1.0, -0.0, -float("nan"), 2.0])
+    assert testing.difference("p", got, want) is None
+    assert "the first at 1: 0.0 (0x00000000) instead of -0.0 (0x80000000)" in testing.difference(
+        "p", got.abs(), want.abs() * torch.tensor([1.0, -1.0, 1.0, 1.0])
+    )
+    assert testing.difference("p", torch.nextafter(want, want + 1), want)
+    assert testing.difference("p", want.double(), want)
+
+
+def test_the_scenario_reaches_what_it_is_about():
+    """Specials arrive, a gradient is missing once, a scaled step counts, a skipped one does not."""
+    snapshot = reference("madam-paper", "f32", "swarm")
+    steps = [int(v) for name, v in snapshot.items() if name.endswith(", step")]
+    assert set(steps) == {4, 5}
+    values = torch.cat([v.flatten().float() for n, v in snapshot.items() if n.endswith("exp_avg")])
+    assert values.isnan().any() and values.isfinite().any()
+    faded = reference("madam-faded", "f32", "ragged")
+    assert all((v == 0).all() for n, v in faded.items() if n.endswith("beta_prod"))

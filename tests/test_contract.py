@@ -1,0 +1,190 @@
+"""The house holds: arrows one way, every stem in every room, nothing left over."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import fusedstep
+import pytest
+import torch
+from fusedstep import testing
+from fusedstep.backends import CpuBackend
+from fusedstep.optimizer import FusedOptimizer
+
+from tests import emulation
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "python" / "fusedstep"
+ROOMS = (
+    "csrc/rules/{}.h", "csrc/cpu/{}.cpp", "kernels/{}.cu", "kernels/{}.py",
+    "python/fusedstep/{}.py", "python/fusedstep/reference/{}.py", "docs/algorithms/{}.md",
+)  # fmt: skip
+OPTIMIZERS = [
+    cls
+    for cls in map(fusedstep.__dict__.get, fusedstep.__all__)
+    if isinstance(cls, type) and issubclass(cls, FusedOptimizer)
+]
+RULES = sorted({cls.rule for cls in OPTIMIZERS})
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    names = subprocess.run(
+        listed, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    return [ROOT / name for name in names if (ROOT / name).exists()]
+
+
+def includes(path: Path) -> set[str]:
+    return set(re.findall(r'#include [<"](.+?)[>"]', path.read_text()))
+
+
+def imports(path: Path) -> set[str]:
+    """Modules a file imports, relative ones as ``fusedstep.…`` or ``fusedstep.reference.…``."""
+    package = "fusedstep.reference" if path.parent.name == "reference" else "fusedstep"
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = {0: "", 1: package, 2: "fusedstep"}[node.level]
+            module = ".".join(part for part in (base, node.module) if part)
+            found |= {module} if node.module else {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_stem_is_in_every_room(rule):
+    missing = [room.format(rule) for room in ROOMS if not (ROOT / room.format(rule)).exists()]
+    assert not missing
+
+
+def test_every_rule_in_a_room_has_a_class():
+    stems = {path.stem for path in (ROOT / "csrc/rules").iterdir()}
+    stems |= {path.stem for path in (ROOT / "kernels").glob("*.cu")}
+    assert stems == set(RULES)
+
+
+def test_every_class_is_in_the_bit_matrix():
+    assert {case.cls for case in testing.CASES} == set(OPTIMIZERS)
+
+
+def test_every_template_constant_is_in_the_bit_matrix():
+    for cls in OPTIMIZERS:
+        seen = set()
+        for case in testing.CASES:
+            if case.cls is cls:
+                p = torch.nn.Parameter(torch.ones(1))
+                optimizer = cls([p], **dict(case.options))
+                seen.add(optimizer.variant(optimizer.param_groups[0]))
+        assert seen == set(range(1 << len(cls.constants))), cls
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_columns_agree_with_the_kernels(cls):
+    native, emulated = CpuBackend(), emulation.load()
+    p = torch.nn.Parameter(torch.ones(1))
+    for options in ({}, {"amsgrad": True}, {"form": "released"}):
+        optimizer = cls([p], **options)
+        group = optimizer.param_groups[0]
+        variant = optimizer.variant(group)
+        assert len(optimizer.hyper_values(group)) == len(cls.hypers)
+        for float64 in (False, True):
+            for kernel in (
+                native.module.cpu_kernel(cls.rule, variant, float64, native.level),
+                emulated.cuda_kernel(cls.rule, variant, float64),
+            ):
+                assert kernel.hypers == len(cls.hypers)
+                assert kernel.states == len(optimizer.states(group))
+                assert kernel.carried == len(cls.carried)
+
+
+def test_states_start_with_exp_avg():
+    for cls in OPTIMIZERS:
+        p = torch.nn.Parameter(torch.ones(1))
+        optimizer = cls([p])
+        assert next(iter(optimizer.states(optimizer.param_groups[0]))) == "exp_avg"
+        assert cls.hypers[0] == "maximize"
+
+
+def test_reference_imports_numpy_and_itself_only():
+    allowed = {"numpy", "types", "importlib"}
+    for path in (PACKAGE / "reference").glob("*.py"):
+        outside = {name for name in imports(path) if not name.startswith("fusedstep.reference")}
+        assert outside <= allowed, path
+
+
+ARROWS = {  # file: what it may use of the package
+    "checks.py": set(),
+    "plan.py": {"checks"},
+    "backends.py": {"plan", "reference"},
+    "optimizer.py": {"plan", "backends", "checks"},
+}
+
+
+@pytest.mark.parametrize("name", ARROWS)
+def test_arrows_in_python(name):
+    used = {m.split(".")[1] for m in imports(PACKAGE / name) if m.startswith("fusedstep.")}
+    assert used <= ARROWS[name]
+
+
+def test_algorithms_use_the_front_end_only():
+    for cls in OPTIMIZERS:
+        path = PACKAGE / f"{cls.rule}.py"
+        used = {m.split(".")[1] for m in imports(path) if m.startswith("fusedstep.")}
+        assert used <= {"optimizer", "checks", *RULES} - {cls.rule}
+
+
+def test_arrows_in_native_code():
+    for path in tracked("csrc/core/*"):
+        assert all(not name.startswith(("rules/", "cpu/")) for name in includes(path)), path
+    for path in tracked("csrc/rules/*"):
+        ours = {name for name in includes(path) if "/" in name}
+        assert ours and all(name.startswith("core/") for name in ours), path
+    engines = [ROOT / "csrc/cpu/multi_tensor_apply.h", ROOT / "kernels/multi_tensor_apply.cuh"]
+    for path in engines:
+        assert not any(name.startswith("rules/") for name in includes(path))
+        words = set(re.findall(r"\w+", path.read_text().lower()))
+        assert not words & {*RULES, *(cls.__name__.lower() for cls in OPTIMIZERS)}, path
+
+
+def test_python_engines_name_no_rule():
+    engines = [ROOT / "kernels/multi_tensor_apply.py", PACKAGE / "reference/multi_tensor_apply.py"]
+    for path in [*engines, *(PACKAGE / f"{name}.py" for name in ("plan", "optimizer", "backends"))]:
+        words = set(re.findall(r"\w+", path.read_text().lower()))
+        assert not words & set(RULES), path
+
+
+def test_nobody_imports_tests_or_bench():
+    for path in tracked("python/*.py", "kernels/*.py", "examples/*.py"):
+        assert not {m.split(".")[0] for m in imports(path)} & {"tests", "bench"}, path
+
+
+def test_native_code_knows_nothing_of_torch():
+    for path in tracked("csrc/*", "kernels/*.cu*", "kernels/*.h", "kernels/*.cpp"):
+        assert not any(re.match(r"(torch|ATen|c10)\b", name) for name in includes(path)), path
+
+
+def test_launch_syntax_stays_in_kernels():
+    for path in tracked("csrc/*", "python/*", "tests/*", "bench/*"):
+        if path != Path(__file__):
+            assert "<<" + "<" not in path.read_text(errors="ignore"), path
+
+
+def test_no_long_file():
+    for path in tracked(
+        "*.py", "*.h", "*.cpp", "*.cu", "*.cuh", "*.cmake", "CMakeLists.txt", "Makefile"
+    ):
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_nothing_left_over():
+    leftover = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|breakpoint\(\)|/home/|/tmp/|/work/")
+    for path in tracked("*.py", "*.h", "*.cpp", "*.cu", "*.cuh", "*.md", "*.cmake", "Makefile"):
+        if path != Path(__file__):
+            assert not leftover.search(path.read_text()), path
+
+
+def test_the_chunk_is_one_constant():
+    assert CpuBackend().module.CHUNK == fusedstep.plan.CHUNK

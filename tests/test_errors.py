@@ -1,0 +1,134 @@
+"""Bad input: one error with what, value, why and remedy, before anything is written."""
+
+import fusedstep
+import pytest
+import torch
+
+from tests.training import assert_same, give_gradients, model, stored, train
+
+BAD_HYPERS = [
+    (fusedstep.AdamW, {"lr": -1.0}, "group 0: lr is -1.0, outside"),
+    (fusedstep.AdamW, {"lr": float("nan")}, "lr is nan"),
+    (fusedstep.AdamW, {"lr": float("inf")}, "lr is inf"),
+    (fusedstep.AdamW, {"weight_decay": -0.1}, "weight_decay is -0.1"),
+    (fusedstep.AdamW, {"eps": -1e-8}, "eps is -1e-08"),
+    (fusedstep.AdamW, {"betas": (1.0, 0.9)}, r"betas\[0\] is 1.0, outside \[0, 1\)"),
+    (fusedstep.AdamW, {"betas": 0.9}, "betas is 0.9; pass a pair"),
+    (fusedstep.Adam, {"form": "original"}, "form is 'original'; choose one of 'paper', 'released'"),
+    (fusedstep.MAdam, {"beta1": -0.1}, "beta1 is -0.1"),
+    (fusedstep.MAdam, {"beta2_range": (0.0, 0.9)}, r"beta2_range\[0\] is 0.0, outside \(0, 0.9\]"),
+    (fusedstep.MAdam, {"beta2_range": (0.9, 0.5)}, r"beta2_range\[0\] is 0.9, outside \(0, 0.5\]"),
+    (fusedstep.MAdam, {"beta2_range": (0.5, 1.1)}, r"beta2_range\[1\] is 1.1, outside \(0, 1\]"),
+    (fusedstep.MAdam, {"delta": -1.0}, "delta is -1.0"),
+    (fusedstep.LaMAdam, {"beta2_init": 1.0}, r"beta2_init is 1.0, outside \[0, 1\)"),
+    (fusedstep.LaMAdam, {"state_dtype": torch.float16}, "state_dtype is torch.float16"),
+]
+
+
+@pytest.mark.parametrize("cls, options, message", BAD_HYPERS)
+def test_bad_hyper_parameters(cls, options, message):
+    with pytest.raises(ValueError, match=message):
+        cls(model(), **options)
+
+
+def test_hyper_parameters_of_a_wrong_type():
+    with pytest.raises(TypeError, match="lr is 'fast', a str"):
+        fusedstep.AdamW(model(), lr="fast")
+    with pytest.raises(ValueError, match=r"torch.float32 tensor of shape \(2,\)"):
+        fusedstep.AdamW(model(), lr=torch.tensor([0.1, 0.2]))
+    with pytest.raises(ValueError, match="torch.int64 tensor"):
+        fusedstep.AdamW(model(), lr=torch.tensor(1))
+
+
+def test_a_bad_group_is_not_added():
+    optimizer = fusedstep.MAdam(model())
+    with pytest.raises(ValueError, match="group 1: lr is -2.0"):
+        optimizer.add_param_group({"params": model(), "lr": -2.0})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_rate_that_turns_bad_is_refused_before_the_step():
+    params = model()
+    optimizer = fusedstep.MAdam(params)
+    train(optimizer, params, 1)
+    want = stored(optimizer, params)
+    optimizer.param_groups[0]["lr"] = float("nan")
+    with pytest.raises(ValueError, match="lr is nan"):
+        optimizer.step()
+    assert_same(stored(optimizer, params), want)
+
+
+@pytest.mark.parametrize("backend", ["nothing", "cuda ", None])
+def test_an_unknown_backend(backend):
+    params = model()
+    give_gradients(params)
+    with pytest.raises(ValueError, match="unknown backend .*; choose one of auto, cuda"):
+        fusedstep.AdamW(params, backend=backend).step()
+
+
+def test_a_backend_that_cannot_serve_the_device_says_why():
+    params = model()
+    give_gradients(params)
+    with pytest.raises(RuntimeError, match=r"no backend can update parameters on cpu: cuda: "):
+        fusedstep.AdamW(params, backend="cuda").step()
+
+
+def overlapping():
+    memory = torch.zeros(8)
+    return [torch.nn.Parameter(memory[:5]), torch.nn.Parameter(memory[4:])]
+
+
+BAD_PARAMS = [
+    (
+        lambda: [torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))],
+        "complex64.*view_as_real",
+    ),
+    (lambda: [torch.nn.Parameter(torch.zeros(1).expand(4))], "overlap or leave gaps"),
+    (lambda: [torch.nn.Parameter(torch.zeros(4, 4)[:, ::2])], "overlap or leave gaps"),
+    (overlapping, "parameter 1 and .*parameter 2 share memory"),
+]
+
+
+@pytest.mark.parametrize("make, message", BAD_PARAMS)
+def test_parameters_kernels_cannot_serve(make, message):
+    bad = make()
+    good = model((3,))
+    params = [*good, *bad]
+    for p in params:
+        p.grad = torch.zeros_like(p) if p.is_complex() else torch.ones_like(p)
+    optimizer = fusedstep.MAdam(params)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert not optimizer.state and torch.equal(good[0], model((3,))[0])
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_bad_gradient_in_the_last_tensor_changes_nothing(planned, backend, device):
+    params = model(device=device)
+    optimizer = fusedstep.MAdam(params, backend=backend)
+    if planned:
+        train(optimizer, params, 2)
+    want = stored(optimizer, params) if planned else [p.detach().clone() for p in params]
+    give_gradients(params)
+    params[-1].grad = torch.ones_like(params[-1]).to_sparse()
+    with pytest.raises(
+        ValueError, match="group 0, parameter 2 has a gradient of layout torch.sparse"
+    ):
+        optimizer.step()
+    if planned:
+        assert_same(stored(optimizer, params), want)
+    else:
+        assert not optimizer.state and all(map(torch.equal, params, want))
+    params[-1].grad = torch.ones_like(params[-1])
+    optimizer.step()  # and the optimizer is still usable
+
+
+def test_a_moved_parameter_with_a_stale_gradient_is_refused():
+    params = model()
+    optimizer = fusedstep.MAdam(params)
+    train(optimizer, params, 1)
+    params[0].data = params[0].data.to(torch.float64)
+    with pytest.raises(
+        ValueError, match="dtype torch.float64 and a gradient of dtype torch.float32"
+    ):
+        optimizer.step()

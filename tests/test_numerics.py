@@ -1,0 +1,138 @@
+"""Primitives of the numerics law, reached through whole steps as a user would."""
+
+import fusedstep
+import numpy as np
+import pytest
+import torch
+from fusedstep import testing
+from fusedstep.reference import numerics
+
+NARROW = {"bf16": torch.bfloat16, "f16": torch.float16}
+
+
+def patterns() -> torch.Tensor:
+    """float32 bit patterns: all exponents, values halfway between 16-bit neighbours, specials."""
+    high = torch.arange(0, 1 << 16, 7, dtype=torch.int64) << 16
+    low = torch.tensor(
+        [0, 1, 0x0FFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF]
+    )
+    bits = (high[:, None] | low).flatten()
+    return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32).view(torch.float32)
+
+
+def still(params, **options):
+    """An optimizer whose step changes no parameter, only stores it anew."""
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    return fusedstep.AdamW(params, lr=0.0, weight_decay=0.0, **options)
+
+
+@pytest.mark.parametrize("dtype", NARROW.values(), ids=NARROW)
+def test_every_16_bit_value_survives_a_still_step(dtype, backend, device):
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    p = torch.nn.Parameter(bits.view(dtype).to(device))
+    still([p], backend=backend).step()
+    assert testing.difference("p", p.detach().cpu(), bits.view(dtype)) is None
+
+
+@pytest.mark.parametrize("dtype", NARROW.values(), ids=NARROW)
+def test_rounding_to_16_bits_is_to_nearest_even(dtype, backend, device):
+    p = torch.nn.Parameter(torch.zeros(len(patterns()), dtype=dtype, device=device))
+    optimizer = still([p], backend=backend, master_weights=True)
+    optimizer.step()
+    optimizer.state[p]["master_param"].copy_(patterns())
+    optimizer.step()
+    assert testing.difference("p", p.detach().cpu(), patterns().to(dtype)) is None
+
+
+def test_the_reference_rounds_like_torch():
+    bits = numerics.narrow(patterns().numpy(), "bfloat16")
+    got = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    assert testing.difference("bf16", got, patterns().to(torch.bfloat16)) is None
+
+
+def test_power_is_exact_where_powers_are():
+    assert [numerics.power(np.float64(0.5), t) for t in (0, 1, 10, 1074)] == [
+        1,
+        0.5,
+        2**-10,
+        2**-1074,
+    ]
+    want = float(np.longdouble(0.999) ** 5000)
+    assert numerics.power(np.float64(0.999), 5000) == pytest.approx(want, rel=1e-13)
+
+
+def test_max_and_clip_of_nan():
+    nan = np.float32("nan")
+    assert numerics.max(np.float32(1), nan) == 1 and np.isnan(numerics.max(nan, np.float32(1)))
+    assert numerics.clip(nan, np.float32(0.5), np.float32(0.9)) == np.float32(0.5)
+
+
+CASE = testing.Case("madam", fusedstep.MAdam)
+F32, BF16 = testing.MODES[0], next(m for m in testing.MODES if m.id == "bf16-master")
+
+
+@pytest.fixture
+def flushing():
+    if not torch.set_flush_denormal(True):
+        pytest.fail("this processor cannot flush denormals: the test would show nothing")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("mode", [F32, BF16], ids=lambda m: m.id)
+def test_flush_denormal_changes_nothing(mode, flushing):
+    torch.set_flush_denormal(False)
+    want = testing.run(CASE, mode, "chunk", "cpu")
+    scenario = testing.Scenario(CASE, mode, "chunk", "cpu")
+    plain_step = scenario.optimizer.step
+
+    def flushed_step():
+        torch.set_flush_denormal(True)
+        plain_step()
+        assert torch.tensor([1e-45]).mul(1).item() == 0, "the caller's mode was not restored"
+        torch.set_flush_denormal(False)
+
+    scenario.optimizer.step = flushed_step
+    for t in range(testing.STEPS):
+        scenario.step(t)
+    assert not testing.differences(scenario.snapshot(), want)
+
+
+def test_the_reference_refuses_to_flush(flushing):
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match=r"set_flush_denormal\(False\)"):
+        fusedstep.AdamW([p], backend="reference").step()
+    assert torch.equal(p, torch.ones(3))
+
+
+def test_the_number_of_threads_changes_nothing():
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results.append(testing.run(CASE, F32, "chunk", "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert not testing.differences(results[0], results[1])
+    assert not testing.differences(results[0], results[2])
+
+
+def test_cutting_a_tensor_changes_nothing(case, backend, device):
+    """N10: no element's result depends on its index, length or alignment."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(1500, generator=generator)
+    cuts = [(0, 1500)], [(0, 1), (1, 18), (18, 1029), (1029, 1500)]
+    results = []
+    for pieces in cuts:
+        params = [torch.nn.Parameter(values[a:b].to(device, copy=True)) for a, b in pieces]
+        optimizer = case.cls(params, backend=backend, **dict(case.options))
+        for seed in range(2):
+            g = testing.gradient((1500,), torch.Generator().manual_seed(seed), special=True).float()
+            for p, (a, b) in zip(params, pieces, strict=True):
+                p.grad = g[a:b].to(device)
+            optimizer.step()
+        results.append(torch.cat([p.detach().cpu() for p in params]))
+    assert testing.difference("p", results[1], results[0]) is None

@@ -1,0 +1,184 @@
+"""The optimizers as a user meets them: gradients, AMP, hyper-parameters."""
+
+import fusedstep
+import pytest
+import torch
+
+from tests.training import assert_same, every_class, give_gradients, model, stored, train
+
+MADAM = fusedstep.MAdam
+
+
+# Gradients that are not there
+
+
+@every_class
+def test_without_gradients_a_step_does_nothing(cls, backend, device):
+    params = model(device=device)
+    before = [p.detach().clone() for p in params]
+    optimizer = cls(params, backend=backend)
+    optimizer.step()
+    assert not optimizer.state and all(map(torch.equal, params, before))
+    train(optimizer, params, 1)
+    optimizer.zero_grad()
+    want = stored(optimizer, params)
+    optimizer.step()
+    assert_same(stored(optimizer, params), want)
+
+
+@every_class
+def test_a_parameter_counts_its_own_steps(cls):
+    params = model()
+    optimizer = cls(params)
+    for t in range(6):
+        give_gradients(params, t)
+        if t % 2:
+            params[1].grad = None
+        optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in params] == [6, 3, 6]
+
+
+def test_counts_match_torchs_adamw_per_parameter():
+    ours, theirs = model(dtype=torch.float64), model(dtype=torch.float64)
+    a, b = fusedstep.AdamW(ours), torch.optim.AdamW(theirs)
+    for t in range(7):
+        for optimizer, params in ((a, ours), (b, theirs)):
+            give_gradients(params, t)
+            if t in (0, 3):
+                params[2].grad = None
+            optimizer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
+
+
+def test_parameters_may_join_later():
+    params = model()
+    late = model((3, 3), seed=9)
+    optimizer = MADAM(params)
+    train(optimizer, params, 2)
+    optimizer.add_param_group({"params": late, "lr": 0.1})
+    train(optimizer, params + late, 2)
+    assert (
+        int(optimizer.state[late[0]]["step"]) == 2 and int(optimizer.state[params[0]]["step"]) == 4
+    )
+
+
+# AMP
+
+
+@pytest.mark.parametrize("found_inf", [1e-3, 1.0, 2.0, float("inf"), float("nan")])
+@every_class
+def test_any_found_inf_skips_everything(cls, found_inf, backend, device):
+    params = model(device=device)
+    optimizer = cls(params, backend=backend)
+    train(optimizer, params, 2)
+    want = stored(optimizer, params)
+    for p in params:
+        p.grad.fill_(float("inf"))
+    optimizer.grad_scale = torch.tensor(4.0, device=device)
+    optimizer.found_inf = torch.tensor(found_inf, device=device)
+    optimizer.step()
+    assert_same(stored(optimizer, params), want)
+
+
+@pytest.mark.parametrize("unscale_first", [False, True])
+@every_class
+def test_grad_scaler_equals_the_unscaled_run(cls, unscale_first):
+    scaled, plain = model(), model()
+    a, b = cls(scaled), cls(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=7)
+    skipped = 0
+    for t in range(60):
+        a.zero_grad()
+        b.zero_grad()
+        overflow = t % 11 == 5
+        for i, (p, q) in enumerate(zip(scaled, plain, strict=True)):
+            x = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * t + i))
+            (scaler.scale((p * x).sum())).backward()
+            (q * x).sum().backward()
+            if overflow and i == 1:
+                p.grad.view(-1)[0] = float("inf")
+        if unscale_first:
+            scaler.unscale_(a)
+        scaler.step(a)
+        scaler.update()
+        skipped += overflow
+        if not overflow:
+            b.step()
+    assert skipped > 3
+    assert_same(stored(a, scaled), stored(b, plain))
+
+
+def test_gradients_are_left_as_they_were(backend, device):
+    params = model(device=device)
+    optimizer = MADAM(params, backend=backend, maximize=True, weight_decay=0.1)
+    give_gradients(params)
+    optimizer.grad_scale = torch.tensor(8.0, device=device)
+    optimizer.found_inf = torch.tensor(0.0, device=device)
+    before = [p.grad.clone() for p in params]
+    optimizer.step()
+    assert all(torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
+
+
+# Hyper-parameters
+
+
+@every_class
+def test_a_tensor_lr_is_read_where_it_is(cls, backend, device):
+    tensor_params, float_params = model(device=device), model(device=device)
+    lr = torch.tensor(0.01, dtype=torch.float64, device=device)
+    a = cls(tensor_params, lr=lr, backend=backend)
+    b = cls(float_params, lr=0.01, backend=backend)
+    for t, value in enumerate((0.01, 0.02, 0.005)):
+        lr.fill_(value)
+        b.param_groups[0]["lr"] = value
+        train(a, tensor_params, 1, seed=t)
+        train(b, float_params, 1, seed=t)
+    assert_same(stored(a, tensor_params), stored(b, float_params))
+
+
+def test_a_scheduler_drives_the_rate():
+    params, reference = model(), model()
+    a, b = MADAM(params, lr=0.1), MADAM(reference, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(a, 10)
+    for t in range(10):
+        b.param_groups[0]["lr"] = a.param_groups[0]["lr"]
+        train(a, params, 1, seed=t)
+        train(b, reference, 1, seed=t)
+        scheduler.step()
+    assert a.param_groups[0]["lr"] < 1e-3
+    assert_same(stored(a, params), stored(b, reference))
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_lamadam_at_rate_zero_only_decays(form):
+    params = model()
+    optimizer = fusedstep.LaMAdam(params, lr=0.0, weight_decay=0.5, form=form)
+    before = [p.detach().clone() for p in params]
+    train(optimizer, params, 3)
+    assert all(map(torch.equal, params, before))
+
+
+def test_maximize_is_the_mirrored_gradient():
+    up, down = model(), model()
+    a, b = MADAM(up, maximize=True), MADAM(down)
+    give_gradients(up)
+    for p, q in zip(up, down, strict=True):
+        q.grad = -p.grad
+    a.step()
+    b.step()
+    assert_same(stored(a, up), stored(b, down))
+
+
+def test_closure():
+    (p,) = params = model((3,))
+    optimizer = fusedstep.AdamW(params)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert optimizer.step(closure).item() < first.item()

@@ -1,0 +1,160 @@
+"""The reference against plain float64 transcriptions of the papers, and against torch.optim.
+
+A transcription keeps the paper's own quantities (weighted sums, not mean and variance) and none of
+the library's helpers, so that the two can only agree by computing the same thing.
+"""
+
+import math
+
+import fusedstep
+import pytest
+import torch
+
+STEPS = 40
+SIZE = 31
+
+
+def schedule(t: int, lr: float) -> float:
+    """Warm-up over 10 steps, then decay to 0 at the last step."""
+    return lr * min(t / 10, (STEPS - t) / (STEPS - 10))
+
+
+def gradients() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    scale = torch.logspace(-3, 2, SIZE, dtype=torch.float64)
+    draw = lambda: torch.randn(SIZE, generator=generator, dtype=torch.float64)  # noqa: E731
+    return [scale * (draw() + 0.3) for _ in range(STEPS)]
+
+
+def start() -> torch.Tensor:
+    return torch.linspace(-1, 1, SIZE, dtype=torch.float64)
+
+
+def play(cls, lr, changing, backend="reference", **options) -> list[torch.Tensor]:
+    """Parameters after each step."""
+    p = torch.nn.Parameter(start())
+    optimizer = cls([p], lr=lr, backend=backend, **options)
+    trace = []
+    for t, g in enumerate(gradients(), 1):
+        optimizer.param_groups[0]["lr"] = schedule(t, lr) if changing else lr
+        p.grad = g
+        optimizer.step()
+        trace.append(p.detach().clone())
+    return trace
+
+
+def maxva(cls, lr, changing, form, amsgrad=False, weight_decay=0.0, decoupled_weight_decay=True):
+    """MaxVA, Algorithms 1 and 2, element by element."""
+    layered = cls is fusedstep.LaMAdam
+    lo, hi, eps = (0.5, 0.98, 1e-15) if layered else (0.5, 0.999, 1e-8)
+    delta = 1e-16 if form == "released" else 0.0
+    beta1 = 0.9
+    trace = [start() for _ in range(STEPS)]
+    for i in range(SIZE):
+        p = float(start()[i])
+        sum_u = sum_v = w = m = vmax = lr_sum = 0.0
+        for t, gradient in enumerate(gradients(), 1):
+            rate = schedule(t, lr) if changing else lr
+            g = float(gradient[i])
+            if decoupled_weight_decay:
+                p -= rate * weight_decay * p
+            else:
+                g += weight_decay * p
+            if t == 1:
+                beta = hi
+            else:
+                u, v = sum_u / w, sum_v / w
+                d = (g - u) ** 2
+                beta = (d + v - u * u) / (w * (d - v + u * u) + d + v - u * u + delta)
+                beta = min(max(beta, lo), hi)
+            sum_u = beta * sum_u + (1 - beta) * g
+            sum_v = beta * sum_v + (1 - beta) * g * g
+            w = beta * w + (1 - beta)
+            v = sum_v / w
+            vmax = max(vmax, v)
+            if amsgrad:
+                v = vmax
+            bc1 = 1 - beta1**t
+            if not layered:
+                m = beta1 * m + (1 - beta1) * g
+                if form == "paper":
+                    p -= rate * math.sqrt(w) / bc1 * m / (math.sqrt(v * w) + eps)
+                else:
+                    p -= rate / bc1 * m / (math.sqrt(v) + eps)
+            elif form == "paper":
+                m = beta1 * m + (1 - beta1) * g / (math.sqrt(v) + eps)
+                p -= rate / bc1 * m
+            else:
+                m = beta1 * m + (1 - beta1) * rate * g / (math.sqrt(v) + eps)
+                lr_sum = beta1 * lr_sum + (1 - beta1) * rate
+                p -= (rate / lr_sum if rate and lr_sum else 0.0) * m
+            trace[t - 1][i] = p
+    return trace
+
+
+def assert_close(got, want, lr, tolerance=1e-12):
+    """Every step's parameters agree to ``tolerance`` of a step of size lr."""
+    worst = max(float((a - b).abs().max()) for a, b in zip(got, want, strict=True))
+    moved = float((want[-1] - start()).abs().max())
+    assert moved > lr / 10, "the transcription does not move: nothing was compared"
+    assert worst <= tolerance * max(lr, 1.0), f"{worst:.3g} apart"
+
+
+OPTIONS = [
+    {},
+    {"amsgrad": True},
+    {"weight_decay": 0.1},
+    {"weight_decay": 0.1, "decoupled_weight_decay": False},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
+@pytest.mark.parametrize("changing", [False, True], ids=["constant", "schedule"])
+@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LaMAdam])
+def test_maxva(cls, form, changing, options):
+    got = play(cls, 0.01, changing, form=form, **options)
+    assert_close(got, maxva(cls, 0.01, changing, form, **options), 0.01)
+
+
+def test_the_forms_differ():
+    for cls in (fusedstep.MAdam, fusedstep.LaMAdam):
+        paper, released = (play(cls, 0.01, True, form=form)[-1] for form in ("paper", "released"))
+        assert float((paper - released).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("cls", ["AdamW", "Adam"])
+def test_adam_is_torchs(cls, weight_decay, amsgrad):
+    options = {"weight_decay": weight_decay, "amsgrad": amsgrad}
+    got = play(getattr(fusedstep, cls), 0.01, True, **options)
+    p = torch.nn.Parameter(start())
+    optimizer = getattr(torch.optim, cls)([p], **options)
+    want = []
+    for t, g in enumerate(gradients(), 1):
+        optimizer.param_groups[0]["lr"] = schedule(t, 0.01)
+        p.grad = g
+        optimizer.step()
+        want.append(p.detach().clone())
+    assert_close(got, want, 0.01)
+
+
+@pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LaMAdam])
+def test_our_form_beats_the_direct_one_in_float32(cls):
+    """|mean| >> std: the direct form loses the variance v - u^2 to cancellation, ours does not."""
+    generator = torch.Generator().manual_seed(3)
+    grads = [1000 + 0.1 * torch.randn(SIZE, generator=generator) for _ in range(100)]
+    variance = {}
+    for dtype in (torch.float32, torch.float64):
+        p = torch.nn.Parameter(start().to(dtype))
+        optimizer = cls([p], lr=1e-3, backend="reference")
+        for g in grads:
+            p.grad = g.to(dtype)
+            optimizer.step()
+        variance[dtype] = optimizer.state[p]["grad_var"].double()
+    want = variance[torch.float64]
+    assert float(((variance[torch.float32] - want) / want).abs().max()) < 5e-2
+    assert (variance[torch.float32] >= 0).all()
+    spacing = float(torch.finfo(torch.float32).eps) * 1000**2  # what v - u^2 could resolve
+    assert spacing > float(want.max()), "the direct form would do as well: nothing is shown"

@@ -1,0 +1,120 @@
+"""Tables and launches, without running a kernel where none is needed."""
+
+import fusedstep
+import numpy as np
+import pytest
+import torch
+from fusedstep.plan import CHUNK, chunk_table
+
+from tests.conftest import BACKENDS
+
+
+def params(*shapes, **kwargs):
+    result = [torch.nn.Parameter(torch.ones(shape, **kwargs)) for shape in shapes]
+    for p in result:
+        p.grad = torch.ones_like(p)
+    return result
+
+
+def launches(optimizer):
+    optimizer.step()
+    return optimizer._plan.launches
+
+
+def test_two_groups_are_one_launch():
+    decay, no_decay = params((3, 4), (5, 6)), params((4,), (6,))
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": no_decay, "weight_decay": 0.0}]
+    (launch,) = launches(fusedstep.MAdam(groups))
+    assert len(launch.entries) == 4
+    assert launch.row.tolist() == [0, 0, 1, 1]
+
+
+def test_465_groups_of_one_tensor_are_one_launch():
+    groups = [{"params": params((3,)), "lr": 1e-3 * (i + 1)} for i in range(465)]
+    (launch,) = launches(fusedstep.AdamW(groups))
+    assert launch.hyper.shape[0] == 465
+
+
+def test_a_launch_is_one_call_of_the_backend(monkeypatch):
+    calls = []
+    backend = BACKENDS["cpu"]
+    apply = backend.apply
+    monkeypatch.setattr(backend, "apply", lambda launch: (calls.append(launch), apply(launch)))
+    optimizer = fusedstep.MAdam([{"params": params((3,))}, {"params": params((4,)), "lr": 0.1}])
+    for _ in range(3):
+        optimizer.step()
+    assert len(calls) == 3 and calls[0] is calls[2]
+
+
+def test_groups_that_need_another_kernel_are_another_launch():
+    groups = [{"params": params((3,))}, {"params": params((3,)), "amsgrad": True}]
+    assert len(launches(fusedstep.AdamW(groups))) == 2
+    mixed = [*params((3,)), *params((3,), dtype=torch.bfloat16), *params((3,), dtype=torch.float64)]
+    assert len(launches(fusedstep.AdamW(mixed))) == 3
+
+
+@pytest.mark.parametrize("n", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+def test_chunks_cover_a_tensor(n):
+    table = chunk_table([5, n, 7])
+    counts = [int((table[:, 0] == i).sum()) for i in range(3)]
+    assert counts == [1, -(-n // CHUNK), 1]
+    assert table[table[:, 0] == 1, 1].tolist() == list(range(counts[1]))
+
+
+def test_chunks_beyond_32_bits():
+    sizes = [2**32 + 5, 3, 2**31, 2**33]
+    table = chunk_table(sizes)
+    for i, size in enumerate(sizes):
+        index = table[table[:, 0] == i, 1].astype(np.int64)
+        assert (index == np.arange(len(index))).all()
+        assert (len(index) - 1) * CHUNK < size <= len(index) * CHUNK
+    assert table.dtype == np.int32
+
+
+def test_the_plan_is_kept_and_renewed():
+    ps = params((3,), (4,))
+    optimizer = fusedstep.AdamW(ps)
+    optimizer.step()
+    plan = optimizer._plan
+    for p in ps:
+        p.grad = torch.ones_like(p)  # a fresh gradient at another address
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step()
+    assert optimizer._plan is plan
+    ps[0].data = ps[0].data.clone()
+    optimizer.step()
+    assert optimizer._plan is not plan
+
+
+def test_a_skipped_row_costs_no_copy_of_gradients():
+    (p,) = params((1000,))
+    optimizer = fusedstep.AdamW([p])
+    (launch,) = launches(optimizer)
+    assert launch.grad.tolist() == [p.grad.data_ptr()]
+    assert launch.grads is None, "a plan that holds gradients keeps their memory alive"
+
+
+BYTES = {
+    "AdamW": (28, 36),
+    "Adam": (28, 36),
+    "MAdam": (44, 52),
+    "LaMAdam": (44, 52),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_bytes_per_parameter(name, amsgrad):
+    (launch,) = launches(getattr(fusedstep, name)(params((1000,)), amsgrad=amsgrad))
+    assert launch.bytes_moved() == 1000 * BYTES[name][amsgrad]
+
+
+def test_bytes_of_16_bit_modes():
+    ps = params((10,), dtype=torch.bfloat16)
+    (launch,) = launches(fusedstep.AdamW(ps))
+    assert launch.bytes_moved() == 10 * (2 + 2 + 2 + 16)
+    (launch,) = launches(fusedstep.AdamW(params((10,), dtype=torch.bfloat16), master_weights=True))
+    assert launch.bytes_moved() == 10 * (2 + 2 + 8 + 16)
+    options = {"master_weights": True, "state_dtype": torch.bfloat16}
+    (launch,) = launches(fusedstep.AdamW(params((10,), dtype=torch.bfloat16), **options))
+    assert launch.bytes_moved() == 10 * (2 + 2 + 8 + 4 + 8)
