@@ -1,0 +1,197 @@
+"""The documentation is true: its code runs, its links lead somewhere, its worked example works."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fusedstep
+import pytest
+import torch
+from fusedstep.optimizer import FusedOptimizer
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CLASSES = [
+    cls
+    for cls in map(fusedstep.__dict__.get, fusedstep.__all__)
+    if isinstance(cls, type) and issubclass(cls, FusedOptimizer)
+]
+FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<language>\w*)\n(?P<code>.*?)^(?P=ticks)$", re.M | re.S)
+# A line that names the file of the block that follows: `path`:  |  `path`, after `line`:
+NAMED = re.compile(
+    r"^`(?P<path>[^`\n]+)`(?:, (?:after `(?P<anchor>[^`\n]+)`|(?P<end>at its end)))?:\n\n"
+    + FENCE.pattern[1:],
+    re.M | re.S,
+)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [block["code"] for block in found if block["language"] == language]
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as GitHub forms them."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("code", blocks(ROOT / "README.md", "python"))
+def test_code_of_the_readme_runs(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_one_cell_by_hand_runs(capsys):
+    exec(compile(blocks(ROOT / "CONTRIBUTING.md", "python")[-1], "CONTRIBUTING.md", "exec"), {})
+    assert capsys.readouterr().out == "equal\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{target} does not exist"
+        assert not anchor or anchor in headings(file), f"{target} has no such heading"
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_class_has_a_page_and_a_row(cls):
+    page = f"docs/algorithms/{cls.rule}.md"
+    assert f"`fusedstep.{cls.__name__}`" in (ROOT / page).read_text(encoding="utf-8")
+    rows = [
+        line
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("|") and f"`{cls.__name__}`" in line.split("|")[1]
+    ]
+    assert len(rows) == 1 and f"]({page})" in rows[0]
+
+
+def test_every_page_of_an_algorithm_is_of_a_class():
+    stems = {page.stem for page in (ROOT / "docs/algorithms").glob("*.md")}
+    assert stems == {cls.rule for cls in CLASSES}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_page_names_every_state_and_argument(cls):
+    optimizer = cls([torch.nn.Parameter(torch.ones(1))])
+    group = dict(optimizer.param_groups[0])
+    names = {"step", *cls.carried, *optimizer.defaults}
+    names |= optimizer.states({**group, "amsgrad": True}).keys()
+    text = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
+    assert not {name for name in names if not re.search(rf"`{name}(=[^`]*)?`", text)}
+
+
+# The worked example of CONTRIBUTING.md
+
+
+def add_named_blocks(page: Path, root: Path) -> None:
+    """Do to the files under ``root`` what the page tells a contributor to do."""
+    for block in NAMED.finditer(page.read_text(encoding="utf-8")):
+        file = root / block["path"]
+        code = block["code"]
+        if block["anchor"]:
+            anchor = block["anchor"] + "\n"
+            old = file.read_text(encoding="utf-8")
+            assert old.count(anchor) == 1, f"{block['path']} has no line {block['anchor']!r}"
+            code = old.replace(anchor, anchor + code)
+        elif block["end"]:
+            code = file.read_text(encoding="utf-8") + code
+        else:
+            assert not file.exists(), f"{block['path']} is there already"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code, encoding="utf-8")
+
+
+EXAMPLE = """
+import fusedstep, torch
+from fusedstep import testing
+from fusedstep.backends import BACKENDS, CudaBackend, available_backends
+from tests import test_paper
+
+class Emulated(CudaBackend):
+    name = "cuda-emulated"
+    why_not = lambda self, device: None
+    stream = lambda self, launch: (0, 0)
+
+assert fusedstep.__file__.startswith({root!r}), fusedstep.__file__
+BACKENDS["cuda-emulated"] = Emulated()
+(case,) = [case for case in testing.CASES if case.id == {stem!r}]
+for mode in testing.MODES:
+    if not mode.supported:
+        continue
+    want = testing.run(case, mode, "ragged", "reference")
+    backends = ["cpu", "cuda-emulated"]
+    if mode.id in ("f64", "bf16-master") and available_backends()["triton"] is None:
+        backends.append("triton")
+    for backend in backends:
+        device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+        lines = testing.differences(testing.run(case, mode, "ragged", backend, device), want)
+        assert not lines, (backend, mode.id, lines)
+        print(backend)
+test_paper.test_{stem}()
+"""
+
+
+def build_example(root: Path) -> None:
+    """A copy of the sources with the worked example added and its kernels, alone, built."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    for tool in ("cmake", "ninja"):
+        if not shutil.which(tool, path=tools):
+            pytest.skip(f"{tool} is not there to build the worked example")
+    if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
+        pytest.skip("no C++ compiler is there to build the worked example")
+    if importlib.util.find_spec("pybind11") is None:
+        pytest.skip("pybind11 is not there to build the worked example")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build")
+    for room in ("csrc", "cmake", "kernels", "python", "tests"):
+        shutil.copytree(ROOT / room, root / room, ignore=ignored)
+    shutil.copy(ROOT / "CMakeLists.txt", root)
+    for built_elsewhere in {cls.rule for cls in CLASSES}:
+        (root / f"csrc/cpu/{built_elsewhere}.cpp").unlink()
+        (root / f"kernels/{built_elsewhere}.cu").unlink()
+    add_named_blocks(ROOT / "CONTRIBUTING.md", root)
+    package = root / "python" / "fusedstep"
+    (package / "kernels").symlink_to(root / "kernels")
+    environment = {**os.environ, "PATH": tools}
+    for command in (
+        ["cmake", "-S", root, "-B", root / "build", "-G", "Ninja", "-DFUSEDSTEP_EMULATE_CUDA=ON",
+         "-DBUILD_TESTING=OFF", "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",
+         f"-DPython_EXECUTABLE={sys.executable}"],
+        ["cmake", "--build", root / "build"],
+        ["cmake", "--install", root / "build", "--prefix", package],
+    ):  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_worked_example_is_whole():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = {block["path"] for block in NAMED.finditer(page)}
+    rooms = (
+        "csrc/rules/{}.h", "csrc/cpu/{}.cpp", "kernels/{}.cu", "kernels/{}.py",
+        "python/fusedstep/{}.py", "python/fusedstep/reference/{}.py", "docs/algorithms/{}.md",
+    )  # fmt: skip
+    assert not {room.format("lion") for room in rooms} - names
+
+
+def test_the_worked_example_gives_equal_bits(tmp_path):
+    root = tmp_path / "copy"
+    build_example(root)
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMPLE.format(root=str(root), stem="lion")],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "python"), str(root)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"cpu", "cuda-emulated"} <= set(done.stdout.split())
