@@ -28,7 +28,7 @@ pretrain: $(VENV)/built
 	$(BIN)/python examples/pretrain_bert.py $(ARGS)
 
 test: $(VENV)/built
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 audit: $(VENV)/built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/audit $(ARGS)

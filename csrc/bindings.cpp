@@ -120,6 +120,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   py::class_<Gatherer>(m, "Gatherer", py::module_local())
       .def(py::init<const py::object&>())
       .def("gather", &Gatherer::gather);
+  m.def("holds", &holds);
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_kernel", &cpu_kernel, py::return_value_policy::reference);
 

@@ -104,7 +104,7 @@ def add_named_blocks(page: Path, root: Path) -> None:
             assert old.count(anchor) == 1, f"{block['path']} has no line {block['anchor']!r}"
             code = old.replace(anchor, anchor + code)
         elif block["end"]:
-            code = file.read_text(encoding="utf-8") + code
+            code = file.read_text(encoding="utf-8") + "\n\n" + code
         else:
             assert not file.exists(), f"{block['path']} is there already"
         file.parent.mkdir(parents=True, exist_ok=True)

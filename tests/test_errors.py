@@ -62,7 +62,7 @@ def test_a_rate_that_turns_bad_is_refused_before_the_step():
 def test_an_unknown_backend(backend):
     params = model()
     give_gradients(params)
-    with pytest.raises(ValueError, match="unknown backend .*; choose one of auto, cuda"):
+    with pytest.raises(ValueError, match="backend is .*; choose one of 'auto', 'cuda'"):
         fusedstep.AdamW(params, backend=backend).step()
 
 

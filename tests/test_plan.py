@@ -94,6 +94,49 @@ def test_a_skipped_row_costs_no_copy_of_gradients():
     assert launch.grads is None, "a plan that holds gradients keeps their memory alive"
 
 
+def test_a_resized_parameter_is_planned_anew():
+    (p,) = params((1000,))
+    optimizer = fusedstep.AdamW([p])
+    optimizer.step()
+    p.data = p.data[:10]
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="state exp_avg of shape"):
+        optimizer.step()
+
+
+def test_a_parameter_appended_to_a_group_is_seen():
+    first, second = params((3,), (4,))
+    optimizer = fusedstep.AdamW([first])
+    optimizer.step()
+    optimizer.param_groups[0]["params"].append(second)
+    optimizer.step()
+    assert int(optimizer.state[first]["step"]) == 2 and int(optimizer.state[second]["step"]) == 1
+
+
+def test_a_replaced_state_is_used():
+    (p,) = params((3,))
+    optimizer = fusedstep.AdamW([p])
+    optimizer.step()
+    optimizer.state[p]["step"] = torch.tensor(100)
+    optimizer.step()
+    assert int(optimizer.state[p]["step"]) == 101
+    optimizer.state.clear()
+    optimizer.step()
+    assert int(optimizer.state[p]["step"]) == 1
+
+
+def test_options_changed_between_steps_take_effect():
+    (p,) = params((3,))
+    optimizer = fusedstep.MAdam([p])
+    optimizer.step()
+    optimizer.param_groups[0]["form"] = "released"
+    (launch,) = launches(optimizer)
+    assert launch.variant == 2
+    optimizer.param_groups[0]["form"] = "nonsense"
+    with pytest.raises(ValueError, match="form is 'nonsense'"):
+        optimizer.step()
+
+
 BYTES = {
     "AdamW": (28, 36),
     "Adam": (28, 36),

@@ -132,6 +132,8 @@ class TritonBackend:
             self.engine, self.absent = _import("fusedstep.kernels.multi_tensor_apply")
             if self.absent:
                 return self.absent
+        if device.type not in ("cuda", "cpu"):
+            return f"it updates tensors on cuda, not on {device.type}"
         if device.type == "cpu" and not self.interpreted:
             return "it updates tensors on cuda; set TRITON_INTERPRET=1 to run it slowly on cpu"
         if device.type == "cuda" and not torch.cuda.is_available():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from . import checks, state_tensors
-from .backends import choose
+from .backends import BACKENDS, choose
 from .plan import Entry, Kind, Launch, Plan, opmath_of
 from .state_tensors import Slot
 
@@ -49,9 +49,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         state_dtype: torch.dtype | None = None,
     ):
         checks.one_of(type(self).__name__, "state_dtype", state_dtype, (None, torch.bfloat16))
+        checks.one_of(type(self).__name__, "backend", backend, ("auto", *BACKENDS))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self._plan: Plan | None = None
-        self._checked: list[tuple] = []  # the rows of hyper-parameters that passed check_group
+        self._checked: list[tuple] = []  # variant and hyper-parameters of groups that passed
         self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
         super().__init__(params, defaults)
 
@@ -67,14 +68,18 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def variant(self, group: dict[str, Any]) -> int:
         """The kernel's template constants as a bit mask."""
-        flags = {"released": group["form"] == "released", **group}
-        return sum(bool(flags[name]) << bit for bit, name in enumerate(self.constants))
+        mask = 0
+        for bit, name in enumerate(self.constants):
+            chosen = group["form"] == "released" if name == "released" else group[name]
+            mask |= bool(chosen) << bit
+        return mask
 
     def check_group(self, where: str, group: dict[str, Any]) -> None:
         """Raise on a hyper-parameter outside its range."""
         checks.hyper_in(where, "lr", group["lr"], 0.0)
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
-        checks.hyper_in(where, "eps", group["eps"], 0.0)
+        if "eps" in group:
+            checks.hyper_in(where, "eps", group["eps"], 0.0)
         checks.one_of(where, "form", group["form"], FORMS)
 
     # The step
@@ -98,15 +103,20 @@ class FusedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         params = [p for group in self.param_groups for p in group["params"]]
-        now = self._plan.collect(params) if self._plan is not None else None
+        rows = self._checked_rows()
+        now = None
+        if self._plan is not None and self._plan.keeps(self.state):
+            now = self._plan.collect(params)
         if now is None:
             self._plan = self._make_plan(params)
             now = self._plan.collect(params)
         addresses, grads = now
-        self._set_hypers()
+        _refuse_capture(self._plan.launches)
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for launch in self._plan.launches:
+            for row, group in enumerate(launch.groups):
+                launch.set_hypers(row, rows[group])
             launch.send(addresses)
             launch.grads = grads
             launch.grad_scale = _amp_tensor(grad_scale, launch.device)
@@ -117,15 +127,17 @@ class FusedOptimizer(torch.optim.Optimizer):
                 launch.grads = None  # or they would outlive zero_grad
         return loss
 
-    def _set_hypers(self) -> None:
-        values = [tuple(self.hyper_values(group)) for group in self.param_groups]
-        if not _same_rows(values, self._checked):
+    def _checked_rows(self) -> list[tuple]:
+        """Every group's hyper-parameters, checked where they changed."""
+        rows = [tuple(self.hyper_values(group)) for group in self.param_groups]
+        seen = [(self.variant(g), *row) for g, row in zip(self.param_groups, rows)]
+        if not _same_rows(seen, self._checked):
             for i, group in enumerate(self.param_groups):
                 self.check_group(self._where(i), group)
-            self._checked = values
-        for launch in self._plan.launches:
-            for row, group in enumerate(launch.groups):
-                launch.set_hypers(row, values[group])
+            if [row[0] for row in seen] != [row[0] for row in self._checked]:
+                self._plan = None  # another kernel
+            self._checked = seen
+        return rows
 
     def _where(self, group: int, param: int | None = None) -> str:
         place = f"{type(self).__name__}, group {group}"
@@ -145,6 +157,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             choose(self.backend, p.device)
             if p.grad is not None:
                 checks.gradient(where, p, p.grad)
+            group = self.param_groups[places[index][0]]
+            state_tensors.check(where, self.state.get(p, {}), p, self.state_layout(p, group))
         checks.no_overlap([(self._where(*places[index]), p) for index, p in wanted])
 
         kinds: dict[Kind, list[Entry]] = {}
@@ -174,7 +188,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             Launch(self.rule, kind, entries, sorted({e.group for e in entries}), len(self.hypers))
             for kind, entries in kinds.items()
         ]
-        return Plan(params, launches)
+        return Plan(params, launches, self.state)
 
     # State
 
@@ -186,7 +200,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         opmath = opmath_of(p.dtype)
         layout = {"step": Slot(torch.int64, 0, scalar=True)}
         layout |= {name: Slot(opmath, fill) for name, fill in self.states(group).items()}
-        if self.state_dtype is not None and opmath is torch.float32:
+        if "exp_avg" in layout and self.state_dtype is not None and opmath is torch.float32:
             layout["exp_avg"] = layout["exp_avg"]._replace(dtype=self.state_dtype)
         for name, fill in self.carried.items():
             layout[name] = Slot(torch.float64, fill, scalar=True)
@@ -249,7 +263,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             for key, p in zip(saved["params"], group["params"], strict=True):
                 if key in loaded["state"]:
                     layout = self.state_layout(p, {**self.defaults, **group})
-                    where = f"{type(self).__name__}, state {key!r}"
+                    where = f"{type(self).__name__}, parameter {key!r}"
                     result[p] = state_tensors.adopt(where, p, loaded["state"][key], layout)
         return result
 
@@ -267,3 +281,12 @@ def _same_rows(rows: list[tuple], others: list[tuple]) -> bool:
 
 def _amp_tensor(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     return None if tensor is None else tensor.to(device, torch.float32)
+
+
+def _refuse_capture(launches: list[Launch]) -> None:
+    on_cuda = any(launch.device.type == "cuda" for launch in launches)
+    if on_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "optimizer.step() was called while a CUDA graph is being captured, which is not "
+            "supported yet. Capture forward and backward, and step outside of the graph."
+        )

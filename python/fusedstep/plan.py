@@ -7,6 +7,7 @@ hyper-parameters are brought up to date.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -15,8 +16,6 @@ import numpy as np
 import torch
 
 from . import checks
-
-data_ptr = torch.Tensor.data_ptr
 
 CHUNK = 16384  # elements; the numerics law's constant (N7), kChunk in csrc/core/tensor_lists.h
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -63,13 +62,18 @@ class Entry(NamedTuple):
 
 
 @cache
-def gatherer():
-    """The native reader of gradients; None where the native module is not built."""
+def native():
+    """The compiled module, or None where it is not built."""
     try:
-        from ._native import Gatherer
+        from . import _native
     except ImportError:
         return None
-    return Gatherer(torch.Tensor)
+    return _native
+
+
+@cache
+def gatherer():
+    return None if native() is None else native().Gatherer(torch.Tensor)
 
 
 def chunk_table(numels: list[int]) -> np.ndarray:
@@ -169,7 +173,7 @@ class Launch:
         }
 
     def bytes_moved(self) -> int:
-        """Bytes one step of all tensors moves, by the sizes of its columns."""
+        """Bytes one step of all tensors moves, by the sizes of its columns; none of them faded."""
         return sum(e.bytes_moved(self.grad_dtype) for e in self.entries)
 
     def set_hypers(self, row: int, values: tuple) -> None:
@@ -206,16 +210,24 @@ def _address(tensor: torch.Tensor | None) -> int:
 class Plan:
     """The launches of one optimizer's step, and the facts they were planned on."""
 
-    def __init__(self, params: list[torch.Tensor], launches: list[Launch]):
+    def __init__(self, params: list[torch.Tensor], launches: list[Launch], state: dict):
         self.launches = launches
-        self._planned = np.array(list(map(data_ptr, params)), dtype=np.int64)
-        self._found = np.zeros_like(self._planned)
+        self._planned = _addresses_and_sizes(params)
+        self._found = np.zeros(len(params), dtype=np.int64)
         self._buffers = self._planned.ctypes.data, self._found.ctypes.data
         planned = {e.index: launch for launch in launches for e in launch.entries}
         self._dtypes = [planned[i].grad_dtype if i in planned else None for i in range(len(params))]
+        self._state = _objects(state)
         # The quick way takes contiguous gradients for granted, so parameters must be contiguous.
         contiguous = all(params[i].is_contiguous() for i in planned)
         self._gatherer = gatherer() if contiguous else None
+
+    def keeps(self, state: dict) -> bool:
+        """Whether the optimizer's state holds the very tensors that the tables address."""
+        if native() is not None:
+            return native().holds(state, self._state)
+        now = _objects(state)
+        return len(now) == len(self._state) and all(map(operator.is_, now, self._state))
 
     def collect(self, params: list[torch.Tensor]) -> tuple[np.ndarray, list] | None:
         """This step's gradients and their addresses, or None where the plan no longer fits."""
@@ -224,26 +236,33 @@ class Plan:
                 grads = self._gatherer.gather(params, self._dtypes, *self._buffers)
                 if grads is not None:
                     return self._found, grads
-            if list(map(data_ptr, params)) != self._planned.tolist():
+            if not np.array_equal(_addresses_and_sizes(params), self._planned):
                 return None
             grads = [p.grad for p in params]
             if not self._fit(params, grads):
                 return None
             # An empty tensor has no address, yet takes its step: any number but 0 will do.
-            self._found[:] = [0 if g is None else data_ptr(g) or 1 for g in grads]
+            self._found[:] = [0 if g is None else g.data_ptr() or 1 for g in grads]
             return self._found, grads
-        except (
-            RuntimeError
-        ):  # memory without an address (sparse): planning anew names the parameter
-            return None
+        except RuntimeError:
+            return None  # memory without an address (sparse): planning anew names the parameter
 
     def _fit(self, params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> bool:
-        """Give gradients their parameter's layout; False where a dtype is not the planned one."""
+        """Give gradients their parameter's layout; False where one is not as planned."""
         for i, g in enumerate(grads):
             if g is None:
                 continue
-            if g.dtype is not self._dtypes[i]:
+            if g.dtype is not self._dtypes[i] or g.shape != params[i].shape:
                 return False
             if not checks.same_layout(params[i], g):
                 grads[i] = torch.empty_like(params[i], dtype=g.dtype).copy_(g)
         return True
+
+
+def _addresses_and_sizes(params: list[torch.Tensor]) -> np.ndarray:
+    return np.array([[p.data_ptr() for p in params], [p.numel() for p in params]], dtype=np.int64)
+
+
+def _objects(state: dict) -> list:
+    """Every parameter's state dict, followed by what it holds."""
+    return [x for inner in state.values() for x in (inner, *inner.values())]

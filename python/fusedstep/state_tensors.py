@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import checks
+
 
 class Slot(NamedTuple):
     """An entry of the state."""
@@ -15,12 +17,31 @@ class Slot(NamedTuple):
     scalar: bool = False  # 0-d instead of the parameter's shape
 
 
-def complete(state: dict[str, torch.Tensor], p: torch.Tensor, layout: dict[str, Slot]) -> None:
-    """Add what the state lacks, on the parameter's device and in its memory order."""
+def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) -> None:
+    """Require that what the state holds already has its slot's shape.
+
+    Raises:
+        ValueError: an entry's shape does not fit the parameter.
+    """
+    for name in layout:
+        if name not in state:
+            continue
+        value = torch.as_tensor(state[name])
+        fits = value.numel() == 1 if layout[name].scalar else value.shape == p.shape
+        if not fits:
+            raise ValueError(
+                f"{where} has a state {name} of shape {tuple(value.shape)}; the parameter's shape "
+                f"is {tuple(p.shape)}. Load the state of the same model, or clear it "
+                f"(`optimizer.state.pop(p)`)."
+            )
+
+
+def complete(state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) -> None:
+    """Add what the state lacks, and bring what it has to the kernels' dtype, device and layout."""
     for name, slot in layout.items():
         if name in state:
-            continue
-        if slot.fill is None:
+            state[name] = _fitted(state[name], p, slot)
+        elif slot.fill is None:
             state[name] = p.detach().to(slot.dtype, copy=True)
         elif slot.scalar:
             state[name] = torch.full((), slot.fill, dtype=slot.dtype, device=p.device)
@@ -31,27 +52,21 @@ def complete(state: dict[str, torch.Tensor], p: torch.Tensor, layout: dict[str, 
 def adopt(
     where: str, p: torch.Tensor, loaded: dict[str, Any], layout: dict[str, Slot]
 ) -> dict[str, Any]:
-    """Copies of loaded entries: the slots' dtypes, the parameter's device and memory order.
-
-    Entries without a slot are kept as they are.
+    """Copies of loaded entries as :func:`complete` wants them; entries without a slot as they are.
 
     Raises:
         ValueError: an entry's shape does not fit the parameter.
     """
+    check(where, loaded, p, layout)
     return {
-        name: _adopt(f"{where}, {name}", p, value, layout[name]) if name in layout else value
+        name: _fitted(value, p, layout[name], copy=True) if name in layout else value
         for name, value in loaded.items()
     }
 
 
-def _adopt(where: str, p: torch.Tensor, value: Any, slot: Slot) -> torch.Tensor:
+def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torch.Tensor:
     value = torch.as_tensor(value)
-    fits = value.numel() == 1 if slot.scalar else value.shape == p.shape
-    if not fits:
-        raise ValueError(
-            f"{where} has shape {tuple(value.shape)}, its parameter {tuple(p.shape)}. "
-            f"Load the state of the same model."
-        )
     if slot.scalar:
-        return value.reshape(()).to(p.device, slot.dtype, copy=True)
-    return torch.empty_like(p, dtype=slot.dtype, requires_grad=False).copy_(value)
+        return value.reshape(()).to(p.device, slot.dtype, copy=copy)
+    like = (value.dtype, value.device) == (slot.dtype, p.device) and checks.same_layout(p, value)
+    return value if like and not copy else torch.empty_like(p, dtype=slot.dtype).copy_(value)

@@ -125,24 +125,9 @@ def gradient(shape: tuple[int, ...], generator: torch.Generator, special: bool) 
     exponent = torch.rand(shape, generator=generator, dtype=torch.float64) * 24 - 18
     values = torch.randn(shape, generator=generator, dtype=torch.float64) * 10**exponent
     if special and values.numel():
-        odd = torch.tensor(
-            [
-                0.0,
-                -0.0,
-                1e-45,
-                -1e-39,
-                1e-310,
-                6e-8,
-                3e38,
-                -6.5e4,
-                1e300,
-                torch.inf,
-                -torch.inf,
-                torch.nan,
-            ]
-        )
-        odd = odd.double()
-        odd[4], odd[8] = 1e-310, 1e300
+        small, large = [0.0, -0.0, 1e-45, -1e-39, 1e-310, 6e-8], [3e38, -6.5e4, 1e300]
+        never = [torch.inf, -torch.inf, torch.nan]
+        odd = torch.tensor([*small, *large, *never], dtype=torch.float64)
         flat = values.view(-1)
         places = torch.arange(0, flat.numel(), 5)
         flat[places] = odd[torch.arange(len(places)) % len(odd)]
@@ -173,16 +158,10 @@ class Scenario:
         half = len(self.params) // 2
         groups = [
             {"params": self.params[:half]},
-            {"params": self.params[half:], **self._second_group()},
+            {"params": self.params[half:], **dict(self.case.second_group)},
         ]
         options = {**dict(self.case.options), **self.mode.options}
         self.optimizer = self.case.cls(groups, backend=self.backend, **options)
-
-    def _second_group(self) -> dict[str, Any]:
-        group = dict(self.case.second_group)
-        if issubclass(self.case.cls, fusedstep.AdamW):
-            group.pop("decoupled_weight_decay", None)
-        return group
 
     def step(self, t: int) -> None:
         """Step ``t`` of the scenario, from 0."""
