@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import cycle
 
 import torch
 
@@ -27,21 +28,26 @@ def verify(seconds: float = 15.0) -> bool:
     """Compare backends with the reference, cell by cell, and print a table.
 
     Args:
-        seconds: no new cell is begun after this time; the table says how many were left.
+        seconds: after this time only the first cells, one for each case, are still compared; the
+            table says how many were compared.
 
     Returns:
         Whether every compared cell was equal and every available backend was compared.
     """
     names = [n for n, why in available_backends().items() if why is None and n != "reference"]
     modes = [mode for mode in testing.MODES if mode.supported]
-    cells = [(c, m, SHAPE_SETS[0]) for m in modes for c in testing.CASES]
-    cells += [(c, modes[0], shapes) for shapes in SHAPE_SETS[1:] for c in testing.CASES]
-    random.Random(0).shuffle(cells)  # a slow machine, too, sees every case and mode
+    # A slow machine, too, sees every case and, among them, every mode.
+    always = [(c, m, SHAPE_SETS[0]) for c, m in zip(testing.CASES, cycle(modes), strict=False)]
+    others = [(c, m, SHAPE_SETS[0]) for m in modes for c in testing.CASES]
+    others += [(c, modes[0], shapes) for shapes in SHAPE_SETS[1:] for c in testing.CASES]
+    others = [cell for cell in others if cell not in always]
+    random.Random(0).shuffle(others)
+    cells = [*always, *others]
     compared, wrong = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     first_difference = {}
     begin = time.monotonic()
-    for case, mode, shapes in cells:
-        if time.monotonic() - begin > seconds:
+    for i, (case, mode, shapes) in enumerate(cells):
+        if i >= len(always) and time.monotonic() - begin > seconds:
             break
         want = testing.run(case, mode, shapes, "reference")
         for name in names:
