@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc kernels cmake -type f -not -name '*.py' -not -name '*.pyc') \
            CMakeLists.txt setup.py pyproject.toml
 
+$(VENV)/built test audit ctest: export PATH := $(CURDIR)/$(BIN):$(PATH)
+
 .PHONY: help pretrain test lint format audit ctest gpu-check clean
 
 help:
@@ -21,17 +23,17 @@ $(VENV)/installed: requirements-dev.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 pretrain: $(VENV)/built
 	$(BIN)/python examples/pretrain_bert.py $(ARGS)
 
 test: $(VENV)/built
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 audit: $(VENV)/built
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/audit $(ARGS)
+	$(BIN)/python -m pytest -s tests/audit $(ARGS)
 
 CPP := $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
@@ -48,8 +50,9 @@ format: $(VENV)/installed
 clean:
 	rm -rf build $(VENV) python/fusedstep/*.so
 
-ctest:
-	cmake -S . -B build/ctest -G Ninja -DFUSEDSTEP_CUDA=OFF -DFUSEDSTEP_EMULATE_CUDA=ON -DBUILD_TESTING=ON
+ctest: $(VENV)/installed
+	cmake -S . -B build/ctest -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DFUSEDSTEP_CUDA=OFF -DFUSEDSTEP_EMULATE_CUDA=ON
 	cmake --build build/ctest
 	ctest --test-dir build/ctest --output-on-failure
 
