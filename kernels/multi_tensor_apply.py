@@ -88,9 +88,6 @@ def apply_block(
     offsets = offset + tl.arange(0, BLOCK)
     mask = None if WHOLE else offsets < n
     g = load(gradient, begin, offsets, mask, grad_dtype, opmath, WHOLE)
-    if scale is not None:
-        g = div(g, scale)
-    g = g * coefficient
     if master is not None:
         p = load(master, begin, offsets, mask, tl.float32, opmath, WHOLE)
     else:
@@ -105,6 +102,10 @@ def apply_block(
         state_mask = fading if k == FADING else mask
         state += (load(states[k], begin, offsets, state_mask, opmath, opmath, WHOLE),)
 
+    # after all loads are under way: a division that waits for one would hold up the others
+    if scale is not None:
+        g = div(g, scale)
+    g = g * coefficient
     p, state = update(s, g, p, state, variant)
 
     store(states[0], begin, offsets, mask, state[0], exp_avg_dtype, WHOLE)

@@ -6,6 +6,12 @@ The compiled kernels and the interpreter run the same lines. Launch with ``enabl
 import triton
 import triton.language as tl
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+    raise ImportError(
+        f"triton {triton.__version__} flushes subnormal numbers in div_rn and sqrt_rn; "
+        "run `pip install 'triton>=3.6'`"
+    )
+
 
 @triton.jit
 def widen(memory, dtype: tl.constexpr, opmath: tl.constexpr):

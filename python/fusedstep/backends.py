@@ -136,6 +136,8 @@ class TritonBackend:
             return f"it updates tensors on cuda, not on {device.type}"
         if device.type == "cpu" and not self.interpreted:
             return "it updates tensors on cuda; set TRITON_INTERPRET=1 to run it slowly on cpu"
+        if device.type == "cuda" and self.interpreted:
+            return "TRITON_INTERPRET is set: the interpreter reads host memory; unset it"
         if device.type == "cuda" and not torch.cuda.is_available():
             return "torch finds no CUDA device"
         return None
