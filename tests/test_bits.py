@@ -78,7 +78,7 @@ def test_the_comparison_sees_one_bit():
 
 def test_the_scenario_reaches_what_it_is_about():
     """Specials arrive, a gradient is missing once, a scaled step counts, a skipped one does not."""
-    snapshot = reference("madam-paper", "f32", "swarm")
+    snapshot = reference("madam-paper", "f32", "ragged")
     steps = [int(v) for name, v in snapshot.items() if name.endswith(", step")]
     assert set(steps) == {4, 5}
     values = torch.cat([v.flatten().float() for n, v in snapshot.items() if n.endswith("exp_avg")])
