@@ -4,6 +4,7 @@ import fusedstep
 import numpy as np
 import pytest
 import torch
+from fusedstep import plan, testing
 from fusedstep.plan import CHUNK, chunk_table
 
 from tests.conftest import BACKENDS
@@ -161,3 +162,21 @@ def test_bytes_of_16_bit_modes():
     options = {"master_weights": True, "state_dtype": torch.bfloat16}
     (launch,) = launches(fusedstep.AdamW(params((10,), dtype=torch.bfloat16), **options))
     assert launch.bytes_moved() == 10 * (2 + 2 + 8 + 4 + 8)
+
+
+@pytest.mark.parametrize("shapes", ["ragged", "strided", "empty"])
+def test_older_torch_is_read_tensor_by_tensor(shapes, monkeypatch):
+    """Before 2.10 tensors do not describe themselves through DLPack's C interface."""
+    case, mode = testing.CASES[0], testing.MODES[0]
+    want = testing.run(case, mode, shapes, "cpu")
+    monkeypatch.setattr(plan, "gatherer", lambda: None)
+    assert not testing.differences(testing.run(case, mode, shapes, "cpu"), want)
+
+
+def test_strange_things_in_a_group_do_not_reach_native_code():
+    ps = params((3,), (4,))
+    optimizer = fusedstep.AdamW(ps)
+    optimizer.step()
+    optimizer.param_groups[0]["params"][1] = "not a tensor"
+    with pytest.raises(AttributeError):
+        optimizer.step()

@@ -102,14 +102,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        params = [p for group in self.param_groups for p in group["params"]]
+        groups = [group["params"] for group in self.param_groups]
         rows = self._checked_rows()
         now = None
         if self._plan is not None and self._plan.keeps(self.state):
-            now = self._plan.collect(params)
+            now = self._plan.collect(groups)
         if now is None:
-            self._plan = self._make_plan(params)
-            now = self._plan.collect(params)
+            self._plan = self._make_plan([p for group in groups for p in group])
+            now = self._plan.collect(groups)
         addresses, grads = now
         _refuse_capture(self._plan.launches)
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.

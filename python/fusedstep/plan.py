@@ -73,7 +73,10 @@ def native():
 
 @cache
 def gatherer():
-    return None if native() is None else native().Gatherer(torch.Tensor)
+    """Reads gradients without Python's own attribute calls; None before torch 2.10."""
+    if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        return None
+    return native().Gatherer(torch.Tensor)
 
 
 def chunk_table(numels: list[int]) -> np.ndarray:
@@ -212,15 +215,13 @@ class Plan:
 
     def __init__(self, params: list[torch.Tensor], launches: list[Launch], state: dict):
         self.launches = launches
-        self._planned = _addresses_and_sizes(params)
+        planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
+        self._dtypes = [planned.get(i) for i in range(len(params))]
+        codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
+        self._planned = np.array([*_addresses_and_sizes(params), codes], dtype=np.int64)
         self._found = np.zeros(len(params), dtype=np.int64)
-        self._buffers = self._planned.ctypes.data, self._found.ctypes.data
-        planned = {e.index: launch for launch in launches for e in launch.entries}
-        self._dtypes = [planned[i].grad_dtype if i in planned else None for i in range(len(params))]
+        self._buffers = len(params), self._planned.ctypes.data, self._found.ctypes.data
         self._state = _objects(state)
-        # The quick way takes contiguous gradients for granted, so parameters must be contiguous.
-        contiguous = all(params[i].is_contiguous() for i in planned)
-        self._gatherer = gatherer() if contiguous else None
 
     def keeps(self, state: dict) -> bool:
         """Whether the optimizer's state holds the very tensors that the tables address."""
@@ -229,14 +230,15 @@ class Plan:
         now = _objects(state)
         return len(now) == len(self._state) and all(map(operator.is_, now, self._state))
 
-    def collect(self, params: list[torch.Tensor]) -> tuple[np.ndarray, list] | None:
+    def collect(self, groups: list[list[torch.Tensor]]) -> tuple[np.ndarray, list] | None:
         """This step's gradients and their addresses, or None where the plan no longer fits."""
         try:
-            if self._gatherer is not None:
-                grads = self._gatherer.gather(params, self._dtypes, *self._buffers)
+            if gatherer() is not None:
+                grads = gatherer().gather(groups, *self._buffers)
                 if grads is not None:
                     return self._found, grads
-            if not np.array_equal(_addresses_and_sizes(params), self._planned):
+            params = [p for group in groups for p in group]
+            if not np.array_equal(_addresses_and_sizes(params), self._planned[:2]):
                 return None
             grads = [p.grad for p in params]
             if not self._fit(params, grads):
@@ -244,7 +246,7 @@ class Plan:
             # An empty tensor has no address, yet takes its step: any number but 0 will do.
             self._found[:] = [0 if g is None else g.data_ptr() or 1 for g in grads]
             return self._found, grads
-        except RuntimeError:
+        except (RuntimeError, BufferError):
             return None  # memory without an address (sparse): planning anew names the parameter
 
     def _fit(self, params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> bool:
@@ -259,8 +261,8 @@ class Plan:
         return True
 
 
-def _addresses_and_sizes(params: list[torch.Tensor]) -> np.ndarray:
-    return np.array([[p.data_ptr() for p in params], [p.numel() for p in params]], dtype=np.int64)
+def _addresses_and_sizes(params: list[torch.Tensor]) -> list[list[int]]:
+    return [[p.data_ptr() for p in params], [p.numel() for p in params]]
 
 
 def _objects(state: dict) -> list:
