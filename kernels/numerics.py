@@ -36,6 +36,15 @@ def narrow(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def round_bf16(x):
+    """What bfloat16 memory would give back; float64 is never stored so."""
+    if x.dtype == tl.float64:
+        return x
+    else:
+        return widen(narrow(x, tl.bfloat16), tl.bfloat16, tl.float32)
+
+
+@triton.jit
 def div(a, b):
     # plain / is div.full for float32, div.rn for float64, which div_rn rejects
     if a.dtype == tl.float64:
@@ -84,6 +93,49 @@ def clip(b, lo, hi):
 
 
 @triton.jit
+def cbrt(x):
+    """The cube root of N5."""
+    wide: tl.constexpr = x.dtype == tl.float64
+    word: tl.constexpr = tl.uint64 if wide else tl.uint32
+    opmath: tl.constexpr = x.dtype
+    digits: tl.constexpr = 52 if wide else 23
+    bias: tl.constexpr = 1023 if wide else 127
+    offset: tl.constexpr = 1023 if wide else 128  # keeps n at or above 0; bias + offset = 3 third
+    third: tl.constexpr = 682 if wide else 85
+    drop: tl.constexpr = 36 if wide else 16  # what is left is a third of opmath's precision
+    one: tl.constexpr = bias << digits
+    fraction: tl.constexpr = (1 << digits) - 1
+    inf: tl.constexpr = one + one + (1 << digits)
+
+    bits = x.to(word, bitcast=True)
+    rest = bits & (inf + fraction)
+    sign = bits - rest
+    # A subnormal number is made normal, 2^(bias - 1) times as large, by an exact subtraction.
+    subnormal = rest <= fraction
+    scaled = ((one + (rest & fraction)).to(opmath, bitcast=True) - 1.0).to(word, bitcast=True)
+    normal = select(subnormal, scaled, rest)
+    # |x| = m 2^(3 (j - third)),  1 <= m < 8
+    n = (normal >> digits) + offset
+    n = select(subnormal, n - (bias - 1), n)
+    j = (n * 43691) >> 17  # n / 3
+    m = (((n - 3 * j + bias) << digits) + (normal & fraction)).to(opmath, bitcast=True)
+    # y = (354 + 180 m - 20 m^2 + m^3) / 512: an error of 0.7 percent
+    y = (354.0 + m * (180.0 - m * (20.0 - m))) * 0.001953125
+    # Halley: y = y (y^3 + 2 m) / (2 y^3 + m), from an error of e to one of 2/3 e^3
+    for _ in tl.static_range(2 if wide else 1):
+        cube = y * y * y
+        y = y * div(cube + 2.0 * m, 2.0 * cube + m)
+    # c is y rounded, so that m - c^3 is exact:  y - c = (m - c^3) / (y^2 + y c + c^2)
+    half: tl.constexpr = 1 << (drop - 1)
+    c = (((y.to(word, bitcast=True) + half) >> drop) << drop).to(opmath, bitcast=True)
+    y = c + div(m - c * c * c, y * y + y * c + c * c)
+    # Exact: no cube root is subnormal.
+    root = y.to(word, bitcast=True) + (j << digits) - (third << digits)
+    itself = (rest == 0) | (rest >= inf)
+    return select(itself, x, (root + sign).to(opmath, bitcast=True))
+
+
+@triton.jit
 def power(beta, t):
     """``beta**t`` by squaring, in float64 (N6); for one tensor or for a block of them."""
     result = tl.full(t.shape, 1.0, tl.float64)
@@ -92,3 +144,19 @@ def power(beta, t):
         beta = beta * beta
         t = t >> 1
     return result
+
+
+@triton.jit
+def square(x):
+    """In float64, exact for float32 (N7)."""
+    return x.to(tl.float64) * x.to(tl.float64)
+
+
+@triton.jit
+def fold(lanes):
+    """The sum of a block by halving (N7)."""
+    if lanes.shape[0] > 1:
+        low, high = tl.split(tl.trans(tl.reshape(lanes, (2, lanes.shape[0] // 2))))
+        return fold(low + high)
+    else:
+        return tl.sum(lanes, 0)  # of one

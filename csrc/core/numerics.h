@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define FUSEDSTEP_HD __host__ __device__ __forceinline__
@@ -95,6 +96,14 @@ FUSEDSTEP_HD void narrow(float x, f16& to) {
   to.bits = std::uint16_t(half | sign);
 }
 
+// What bfloat16 memory would give back; float64 is never stored so.
+FUSEDSTEP_HD float round_bf16(float x) {
+  bf16 stored;
+  narrow(x, stored);
+  return widen<float>(stored);
+}
+FUSEDSTEP_HD double round_bf16(double x) { return x; }
+
 // Arithmetic of N2. Plain + - * stay operators: the build forbids contraction (N3).
 FUSEDSTEP_HD float div(float a, float b) { return a / b; }
 FUSEDSTEP_HD double div(double a, double b) { return a / b; }
@@ -123,6 +132,49 @@ template <class T>
 FUSEDSTEP_HD T clip(T b, T lo, T hi) {
   b = select(b > lo, b, lo);
   return select(b < hi, b, hi);
+}
+
+// The cube root of N5.
+template <class T>
+FUSEDSTEP_HD T cbrt(T x) {
+  constexpr bool wide = sizeof(T) == sizeof(double);
+  using Word = std::conditional_t<wide, std::uint64_t, std::uint32_t>;
+  constexpr int digits = wide ? 52 : 23;
+  constexpr Word bias = wide ? 1023 : 127;
+  constexpr Word offset = wide ? 1023 : 128;  // keeps n at or above 0; bias + offset = 3 third
+  constexpr Word third = wide ? 682 : 85;
+  constexpr int drop = wide ? 36 : 16;  // what is left is a third of T's precision
+  constexpr Word one = bias << digits;
+  constexpr Word fraction = (Word(1) << digits) - 1;
+  constexpr Word inf = one + one + (Word(1) << digits);
+
+  const Word bits = bit_cast<Word>(x);
+  const Word rest = bits & (inf + fraction);
+  const Word sign = bits - rest;
+  // A subnormal number is made normal, 2^(bias - 1) times as large, by an exact subtraction.
+  const bool subnormal = rest <= fraction;
+  const Word scaled = bit_cast<Word>(bit_cast<T>(one + (rest & fraction)) - T(1));
+  const Word normal = select(subnormal, scaled, rest);
+  // |x| = m 2^(3 (j - third)),  1 <= m < 8
+  Word n = (normal >> digits) + offset;
+  n = select(subnormal, n - (bias - 1), n);
+  const Word j = (n * 43691) >> 17;  // n / 3
+  const T m = bit_cast<T>(((n - 3 * j + bias) << digits) + (normal & fraction));
+  // y = (354 + 180 m - 20 m^2 + m^3) / 512: an error of 0.7 percent
+  T y = (T(354) + m * (T(180) - m * (T(20) - m))) * T(0.001953125);
+  // Halley: y = y (y^3 + 2 m) / (2 y^3 + m), from an error of e to one of 2/3 e^3
+  for (int step = 0; step < (wide ? 2 : 1); ++step) {
+    const T cube = y * y * y;
+    y = y * div(cube + T(2) * m, T(2) * cube + m);
+  }
+  // c is y rounded, so that m - c^3 is exact:  y - c = (m - c^3) / (y^2 + y c + c^2)
+  const Word half = Word(1) << (drop - 1);
+  const T c = bit_cast<T>(((bit_cast<Word>(y) + half) >> drop) << drop);
+  y = c + div(m - c * c * c, y * y + y * c + c * c);
+  // Exact: no cube root is subnormal.
+  const Word root = bit_cast<Word>(y) + (j << digits) - (third << digits);
+  const bool itself = (rest == 0) | (rest >= inf);
+  return select(itself, x, bit_cast<T>(root + sign));
 }
 
 // beta^t by squaring (N6).
