@@ -91,7 +91,7 @@ set_target_properties(cuda_kernels ${FUSEDSTEP_MODULE_NAME} PROPERTIES
 target_link_options(${FUSEDSTEP_MODULE_NAME} PRIVATE
                     $<$<PLATFORM_ID:Linux>:-Wl,--exclude-libs,ALL>)
 target_sources(${FUSEDSTEP_MODULE_NAME} PRIVATE
-               $<TARGET_OBJECTS:cuda_kernels> kernels/cuda_registry.cpp)
+               $<TARGET_OBJECTS:cuda_kernels>)
 target_include_directories(${FUSEDSTEP_MODULE_NAME} PRIVATE kernels)
 string(REPLACE ";" " " architectures "${architectures}")
 target_compile_definitions(${FUSEDSTEP_MODULE_NAME} PRIVATE

@@ -5,7 +5,6 @@ if(NOT FUSEDSTEP_EMULATE_CUDA AND NOT BUILD_TESTING)
 endif()
 
 find_package(Threads REQUIRED)
-set(sources kernels/cuda_registry.cpp)
 foreach(rule IN LISTS cuda_rules)
   get_filename_component(name ${rule} NAME_WE)
   set(source ${CMAKE_BINARY_DIR}/emulated/${name}.cpp)
@@ -28,7 +27,7 @@ if(FUSEDSTEP_EMULATE_CUDA)
 endif()
 
 if(BUILD_TESTING)
-  add_executable(race_test tests/emulation/race_test.cpp csrc/cpu/registry.cpp
+  add_executable(race_test tests/emulation/race_test.cpp csrc/core/registry.cpp
                  $<TARGET_OBJECTS:cpu_generic> $<TARGET_OBJECTS:emulated_kernels>)
   target_include_directories(race_test PRIVATE kernels)
   target_link_libraries(race_test PRIVATE options Threads::Threads)

@@ -5,11 +5,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/registry.h"
+#include "core/registry.h"
 #include "gather.h"
-#ifdef FUSEDSTEP_WITH_CUDA
-#include "cuda_registry.h"
-#endif
 
 namespace py = pybind11;
 using namespace fusedstep;
@@ -35,7 +32,7 @@ bool runs(const std::string& level) {
 py::list cpu_levels() {
   py::list levels;
   for (const char* level : {"generic", "x86_64_v3", "x86_64_v4"})
-    for (const CpuKernel* k = first_cpu_kernel(); k != nullptr; k = k->next)
+    for (const CpuKernel* k = first_kernel<CpuKernel>(); k != nullptr; k = k->next)
       if (k->level == std::string(level) && runs(level)) {
         levels.append(level);
         break;
@@ -50,7 +47,7 @@ bool is_rule(const Kernel& kernel, const std::string& rule, unsigned variant, bo
 
 const CpuKernel& cpu_kernel(const std::string& rule, unsigned variant, bool float64,
                             const std::string& level) {
-  for (const CpuKernel* k = first_cpu_kernel(); k != nullptr; k = k->next)
+  for (const CpuKernel* k = first_kernel<CpuKernel>(); k != nullptr; k = k->next)
     if (is_rule(*k, rule, variant, float64) && k->level == level && runs(level)) return *k;
   throw std::out_of_range("no CPU kernel " + rule + ", variant " + std::to_string(variant) +
                           ", level " + level);
@@ -83,7 +80,12 @@ py::class_<Kernel> describe(py::module_& m, const char* name) {
       .def_readonly("float64", &Kernel::float64)
       .def_readonly("hypers", &Kernel::hypers)
       .def_readonly("states", &Kernel::states)
-      .def_readonly("carried", &Kernel::carried);
+      .def_readonly("carried", &Kernel::carried)
+      .def_readonly("sums", &Kernel::sums)
+      .def_readonly("reads_grad", &Kernel::reads_grad)
+      .def_readonly("reads_param", &Kernel::reads_param)
+      .def_readonly("moves_param", &Kernel::moves_param)
+      .def_readonly("read_only", &Kernel::read_only);
 }
 
 }  // namespace
@@ -96,6 +98,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   field(launch, "tensors", &Launch::tensors);
   field(launch, "chunks", &Launch::chunks);
   field(launch, "elements", &Launch::elements);
+  field(launch, "hypers", &Launch::hypers);
   field(launch, "chunk", &Launch::chunk);
   field(launch, "numel", &Launch::numel);
   field(launch, "row", &Launch::row);
@@ -105,7 +108,16 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   field(launch, "source", &Launch::source);
   field(launch, "grad_scale", &Launch::grad_scale);
   field(launch, "found_inf", &Launch::found_inf);
+  field(launch, "grad_norm_sq", &Launch::grad_norm_sq);
   field(launch, "ticket", &Launch::ticket);
+  field(launch, "slots", &Launch::slots);
+  field(launch, "partial", &Launch::partial);
+  field(launch, "slot", &Launch::slot);
+  field(launch, "segment", &Launch::segment);
+  field(launch, "segment_begin", &Launch::segment_begin);
+  field(launch, "segment_chunks", &Launch::segment_chunks);
+  field(launch, "segment_sums", &Launch::segment_sums);
+  field(launch, "arrived", &Launch::arrived);
   field(launch, "param_dtype", &Launch::param_dtype);
   field(launch, "grad_dtype", &Launch::grad_dtype);
   field(launch, "exp_avg_dtype", &Launch::exp_avg_dtype);
@@ -135,7 +147,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   m.def(
       "cuda_kernel",
       [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {
-        for (const CudaKernel* k = first_cuda_kernel(); k != nullptr; k = k->next)
+        for (const CudaKernel* k = first_kernel<CudaKernel>(); k != nullptr; k = k->next)
           if (is_rule(*k, rule, variant, float64)) return *k;
         throw std::out_of_range("no CUDA kernel " + rule + ", variant " + std::to_string(variant));
       },

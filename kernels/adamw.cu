@@ -2,4 +2,4 @@
 
 #include "multi_tensor_apply.cuh"
 
-static const fusedstep::RegisterRule<fusedstep::AdamW> registered;
+static const fusedstep::RegisterRule<fusedstep::AdamW, fusedstep::CudaEngine> registered;

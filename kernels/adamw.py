@@ -5,17 +5,12 @@ import triton.language as tl
 
 from .numerics import div, ema, float64, max, power, select, sqrt
 
-HYPERS, STATES, CARRIED, FADING = 7, (2, 3), 0, -1  # STATES by variant
-
-
-@triton.jit
-def faded(carried):
-    return tl.full((), False, tl.int1)
+STATES = (2, 3)  # by variant
 
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):
-    _, lr, beta1, beta2, eps, weight_decay, decoupled = hyper
+    lr, beta1, beta2, eps, weight_decay, decoupled = hyper
     bias_correction1 = 1.0 - power(beta1, t)
     bias_correction2 = 1.0 - power(beta2, t)
     s = (

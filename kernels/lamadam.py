@@ -6,14 +6,15 @@ import triton.language as tl
 from . import maxva
 from .numerics import div, ema, float64, max, power, select, sqrt
 
-HYPERS, STATES, CARRIED, FADING = 11, (4, 5), 2, 3  # STATES by variant
+STATES = (4, 5)  # by variant
+CARRIED, FADING = 2, 3
 
 faded = maxva.faded
 
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):
-    _, lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta, released = hyper
+    lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta, released = hyper
     # L = beta1 L + (1 - beta1) lr
     mean_lr = ema(carried[1], lr, beta1, 1.0 - beta1)
     warm = select((lr != 0.0) & (mean_lr != 0.0), lr / mean_lr, float64(0.0))

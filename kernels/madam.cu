@@ -2,4 +2,4 @@
 
 #include "multi_tensor_apply.cuh"
 
-static const fusedstep::RegisterRule<fusedstep::MAdam> registered;
+static const fusedstep::RegisterRule<fusedstep::MAdam, fusedstep::CudaEngine> registered;

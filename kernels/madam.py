@@ -6,14 +6,15 @@ import triton.language as tl
 from . import maxva
 from .numerics import div, ema, float64, max, power, select, sqrt
 
-HYPERS, STATES, CARRIED, FADING = 10, (4, 5, 4, 5), 1, 3  # STATES by variant
+STATES = (4, 5, 4, 5)  # by variant
+CARRIED, FADING = 1, 3
 
 faded = maxva.faded
 
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):
-    _, lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta = hyper
+    lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta = hyper
     moments, bound = maxva.scalars(lo, hi, init, delta, t, carried[0], opmath)
     s = (
         select(decoupled != 0.0, 1.0 - lr * weight_decay, float64(1.0)).to(opmath),

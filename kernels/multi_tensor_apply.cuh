@@ -5,11 +5,10 @@
 // 32-byte sector over two stores), and elements i and i + 1024 stay in one thread, as N7 asks.
 #pragma once
 
-#include <utility>
-
-#include "core/rule.h"
-#include "cuda_registry.h"
+#include "core/prologue.h"
+#include "core/registry.h"
 #include "launch.cuh"
+#include "sums.cuh"
 #include "unit.cuh"
 
 namespace fusedstep {
@@ -21,16 +20,20 @@ constexpr int kResident = sizeof(T) == sizeof(float) ? 4 : 3;
 
 constexpr int kInFlight = 2;  // units of each column that a thread has under way
 
+// State 0 is there even in a rule that has none, where nothing touches it.
+template <class Rule>
+constexpr int kColumns = Rule::kStates > 0 ? Rule::kStates : 1;
+
 // One tensor's memory.
 template <class Rule>
 struct Columns {
   using T = typename Rule::opmath;
-  std::uint64_t grad, param, source, state[Rule::kStates];  // source: the master or the parameter
+  std::uint64_t grad, param, source, state[kColumns<Rule>];  // source: the master or the parameter
   std::int64_t numel;
   bool aligned;
 
   __device__ __forceinline__ Columns(const Launch& launch, std::int64_t tensor)
-      : grad(launch.grad[tensor]),
+      : grad(Rule::kReadsGrad ? launch.grad[tensor] : 0),
         param(address_of(launch, kParam, tensor)),
         source(address_of(launch, launch.master ? kMaster : kParam, tensor)),
         numel(launch.numel[tensor]) {
@@ -56,13 +59,13 @@ __device__ __forceinline__ DType state_dtype(const Launch& launch, int k) {
 // A unit of every column in registers: as loaded, then in opmath.
 template <class Rule>
 struct Loaded {
-  Bits grad, param, state[Rule::kStates];
+  Bits grad, param, state[kColumns<Rule>];
 };
 
 template <class Rule>
 struct Values {
   using T = typename Rule::opmath;
-  T p[kUnit<T>], state[Rule::kStates][kUnit<T>];
+  T p[kUnit<T>], state[kColumns<Rule>][kUnit<T>], out[kMaxSums][kUnit<T>];
 };
 
 template <bool kWhole, class Rule>
@@ -70,14 +73,15 @@ __device__ __forceinline__ void load_unit(const Launch& launch, const Columns<Ru
                                           bool faded, std::int64_t first, int n,
                                           Loaded<Rule>& loaded) {
   using T = typename Rule::opmath;
-  loaded.grad = load<kWhole, T>(launch.grad_dtype, columns.grad, first, n);
-  loaded.param = load<kWhole, T>(source_dtype(launch), columns.source, first, n);
+  loaded = {};
+  if constexpr (Rule::kReadsGrad)
+    loaded.grad = load<kWhole, T>(launch.grad_dtype, columns.grad, first, n);
+  if constexpr (Rule::kReadsParam)
+    loaded.param = load<kWhole, T>(source_dtype(launch), columns.source, first, n);
 #pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k) {
-    loaded.state[k] = {};
+  for (int k = 0; k < Rule::kStates; ++k)
     if (k != Rule::kFading || !faded)
       loaded.state[k] = load<kWhole, T>(state_dtype<T>(launch, k), columns.state[k], first, n);
-  }
 }
 
 template <class Rule>
@@ -93,18 +97,20 @@ __device__ __forceinline__ void update_unit(const Launch& launch, const Prologue
     widen_unit(state_dtype<T>(launch, k), loaded.state[k], values.state[k]);
 
   // Dividing by one changes no bit, so it is left out.
-  if (launch.grad_scale != nullptr) {
+  if (Rule::kReadsGrad && launch.grad_scale != nullptr) {
 #pragma unroll
     for (int i = 0; i < kUnit<T>; ++i) g[i] = div(g[i], scale);
   }
 #pragma unroll
   for (int i = 0; i < kUnit<T>; ++i) {
-    T state[Rule::kStates];
+    T state[kColumns<Rule>], out[kMaxSums];
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) state[k] = values.state[k][i];
-    Rule::update(now.scalars, g[i] * now.coefficient, values.p[i], state);
+    update_of<Rule>(now.scalars, g[i] * now.coefficient, values.p[i], state, out);
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) values.state[k][i] = state[k];
+#pragma unroll
+    for (int k = 0; k < (Rule::kEmits ? Rule::kSums : 0); ++k) values.out[k][i] = out[k];
   }
 }
 
@@ -113,27 +119,52 @@ __device__ __forceinline__ void store_unit(const Launch& launch, const Columns<R
                                            bool faded, std::int64_t first, int n,
                                            const Values<Rule>& values) {
   using T = typename Rule::opmath;
-  if (launch.master) store<kWhole, T>(DType::f32, values.p, columns.source, first, n);
-  store<kWhole, T>(launch.param_dtype, values.p, columns.param, first, n);
+  if constexpr (Rule::kMovesParam) {
+    if (launch.master) store<kWhole, T>(DType::f32, values.p, columns.source, first, n);
+    store<kWhole, T>(launch.param_dtype, values.p, columns.param, first, n);
+  }
 #pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k)
+  for (int k = 0; k < kMoved<Rule>; ++k)
     if (k != Rule::kFading || !faded)
       store<kWhole, T>(state_dtype<T>(launch, k), values.state[k], columns.state[k], first, n);
 }
+
+// A thread's lanes of N7: kTurns passes over a chunk fill them once.
+template <class Rule>
+struct Lanes {
+  using T = typename Rule::opmath;
+  static constexpr int kPass = kInFlight * kUnit<T>, kTurns = kThreadLanes / kPass;
+  double lane[Rule::kEmits ? Rule::kSums : 1][kThreadLanes] = {};
+
+  // Adds unit u of a pass, n elements of it. Nothing is indexed by `turn`, which would cost local
+  // memory; adding 0 to a sum of squares changes no bit.
+  __device__ __forceinline__ void add(const Values<Rule>& values, int turn, int u, int n) {
+#pragma unroll
+    for (int k = 0; k < (Rule::kEmits ? Rule::kSums : 0); ++k)
+#pragma unroll
+      for (int q = 0; q < kTurns; ++q)
+#pragma unroll
+        for (int i = 0; i < kUnit<T>; ++i) {
+          double& sum = lane[k][q * kPass + u * kUnit<T> + i];
+          sum = sum + select(q == turn && i < n, square(values.out[k][i]), 0.0);
+        }
+  }
+};
 
 template <class Rule>
 __device__ __forceinline__ void apply_chunk(const Launch& launch, const Prologue<Rule>& now,
                                             typename Rule::opmath scale, const Chunk& chunk) {
   using T = typename Rule::opmath;
-  constexpr int kStride = kThreads * kUnit<T>;
+  constexpr int kStride = kThreads * kUnit<T>, kPass = kInFlight * kStride;
   const Columns<Rule> columns(launch, chunk.tensor);
   const std::int64_t begin = chunk.index * kChunk;
   const std::int64_t end = begin + kChunk < columns.numel ? begin + kChunk : columns.numel;
-  for (std::int64_t pass = begin; pass < end; pass += kInFlight * kStride) {
+  Lanes<Rule> lanes;
+  for (std::int64_t pass = begin; pass < end; pass += kPass) {
     const std::int64_t first = pass + int(threadIdx.x) * kUnit<T>;
     const int left = int(end - first);
     // Chosen for the block as a whole, so that its loads stay free of divergent branches.
-    const bool whole = columns.aligned && pass + kInFlight * kStride <= end;
+    const bool whole = columns.aligned && pass + kPass <= end;
     Loaded<Rule> loaded[kInFlight];
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u)
@@ -151,8 +182,29 @@ __device__ __forceinline__ void apply_chunk(const Launch& launch, const Prologue
       else
         store_unit<false>(launch, columns, now.faded, first + u * kStride, left - u * kStride,
                           values);
+      lanes.add(values, int((pass - begin) / kPass) % Lanes<Rule>::kTurns, u, left - u * kStride);
     }
   }
+  if constexpr (Rule::kEmits)
+    for (int k = 0; k < Rule::kSums; ++k)
+      store_partial(launch, chunk, k, fold_block<kUnit<T>>(lanes.lane[k]));
+}
+
+// Counts and carried scalars were read by thread 0 of every block alone. The fences put its reads
+// before its ticket, and all tickets before the writes of the block that comes last.
+template <class Rule>
+__device__ __forceinline__ void advance_all(const Launch& launch) {
+  bool* last = shared_memory<bool, 1>();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *last = atomicAdd(launch.ticket, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!*last) return;
+  for (std::int64_t i = threadIdx.x; i < launch.tensors; i += kThreads)
+    if (advances<Rule>(launch, i)) advance(launch, i, prologue<Rule>(launch, i));
+  if (threadIdx.x == 0) *launch.ticket = 0;
 }
 
 template <class Rule>
@@ -161,7 +213,6 @@ __global__ void __launch_bounds__(kThreads, kResident<typename Rule::opmath>)
   using T = typename Rule::opmath;
   // Two, taken in turns: thread 0 may fill one while slower threads still read the other.
   Prologue<Rule>* shared = shared_memory<Prologue<Rule>, 2>();
-  bool* last = shared_memory<bool, 1>();
   if (skipped(launch)) return;
   const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
 
@@ -169,28 +220,21 @@ __global__ void __launch_bounds__(kThreads, kResident<typename Rule::opmath>)
   int turn = 0;
   for (std::int64_t i = blockIdx.x; i < launch.chunks; i += gridDim.x) {
     const Chunk chunk = launch.chunk[i];
-    if (launch.grad[chunk.tensor] == 0) continue;
-    if (chunk.tensor != tensor) {
-      tensor = chunk.tensor;
-      turn = 1 - turn;
-      if (threadIdx.x == 0) shared[turn] = prologue<Rule>(launch, tensor);
-      __syncthreads();
+    if (serves<Rule>(launch, chunk.tensor)) {
+      if (chunk.tensor != tensor) {
+        tensor = chunk.tensor;
+        turn = 1 - turn;
+        if (threadIdx.x == 0) shared[turn] = prologue<Rule>(launch, tensor);
+        __syncthreads();
+      }
+      const Prologue<Rule> now = shared[turn];
+      apply_chunk<Rule>(launch, now, scale, chunk);
+    } else if constexpr (Rule::kEmits && !Rule::kKeepsAbsent) {
+      for (int k = 0; k < Rule::kSums; ++k) store_partial(launch, chunk, k, 0.0);
     }
-    const Prologue<Rule> now = shared[turn];
-    apply_chunk<Rule>(launch, now, scale, chunk);
+    if constexpr (Rule::kEmits) arrive<Rule>(launch, chunk.tensor);
   }
-
-  // Counts and carried scalars were read by thread 0 of every block alone. The fences put its reads
-  // before its ticket, and all tickets before the writes of the block that comes last.
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *last = atomicAdd(launch.ticket, 1u) == gridDim.x - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (!*last) return;
-  for (std::int64_t i = threadIdx.x; i < launch.tensors; i += kThreads) advance<Rule>(launch, i);
-  if (threadIdx.x == 0) *launch.ticket = 0;
+  if constexpr (Rule::kMovesParam) advance_all<Rule>(launch);
 }
 
 // Returns nullptr, or what went wrong.
@@ -202,23 +246,11 @@ const char* apply(const Launch& launch, int device, void* stream) {
   return enqueue_on(&apply_kernel<Rule>, residency, launch, device, stream);
 }
 
-template <template <class, unsigned> class Rule, class T, unsigned kVariant>
-void register_variant() {
-  using R = Rule<T, kVariant>;
-  static CudaKernel kernel{R::kName,   kVariant,   sizeof(T) == sizeof(double),
-                           R::kHypers, R::kStates, R::kCarried,
-                           &apply<R>,  nullptr};
-  register_cuda_kernel(&kernel);
-}
-
-// Every variant of a rule in both opmaths.
-template <template <class, unsigned> class Rule>
-struct RegisterRule {
-  RegisterRule() { all(std::make_integer_sequence<unsigned, Rule<float, 0>::kVariants>()); }
-  template <unsigned... kVariant>
-  static void all(std::integer_sequence<unsigned, kVariant...>) {
-    (register_variant<Rule, float, kVariant>(), ...);
-    (register_variant<Rule, double, kVariant>(), ...);
+struct CudaEngine {
+  template <class Rule>
+  static void add(unsigned variant) {
+    static CudaKernel kernel{facts<Rule>(variant), &apply<Rule>, nullptr};
+    register_kernel(&kernel);
   }
 };
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from fusedstep import plan, testing
-from fusedstep.plan import CHUNK, chunk_table
+from fusedstep.launch import chunk_table
+from fusedstep.sums import CHUNK
 
 from tests.conftest import BACKENDS
 
@@ -40,7 +41,9 @@ def test_a_launch_is_one_call_of_the_backend(monkeypatch):
     calls = []
     backend = BACKENDS["cpu"]
     apply = backend.apply
-    monkeypatch.setattr(backend, "apply", lambda launch: (calls.append(launch), apply(launch)))
+    monkeypatch.setattr(
+        backend, "apply", lambda launch, work: (calls.append(launch), apply(launch, work))
+    )
     optimizer = fusedstep.MAdam([{"params": params((3,))}, {"params": params((4,)), "lr": 0.1}])
     for _ in range(3):
         optimizer.step()
@@ -132,7 +135,7 @@ def test_options_changed_between_steps_take_effect():
     optimizer.step()
     optimizer.param_groups[0]["form"] = "released"
     (launch,) = launches(optimizer)
-    assert launch.variant == 2
+    assert launch.kind.variant == 2
     optimizer.param_groups[0]["form"] = "nonsense"
     with pytest.raises(ValueError, match="form is 'nonsense'"):
         optimizer.step()

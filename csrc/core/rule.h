@@ -1,13 +1,16 @@
 // What an update rule must provide. Engines see this and nothing else; they never name a rule.
 //
-//   template <class T, unsigned kVariant> struct Rule   T: opmath, float or double
-//     kName, kVariants           stem; 2^(number of template constants)
-//     kHypers, kStates, kCarried columns of a hyper-parameter row (0 is maximize), of memory per
-//                                element (exp_avg first), of float64 scalars per tensor
-//     kFading                    the state that, once zero everywhere, stays zero, or -1
-//     faded(carried)             whether the carried scalars prove that it is zero
+//   template <class T, unsigned kVariant> struct Rule : RuleDefaults   T: opmath, float or double
+//     kName                      stem
+//     kHypers, kStates           columns of a row of hyper-parameters, of memory per element
+//                                (exp_avg first)
 //     scalars(hyper, t, carried) float64 in, opmath out (N6); moves carried one step on
 //     update(scalars, g, p, state)  one element in registers
+//
+// A rule with kSums > 0 takes part in sums of squares over a segment of the parameters (a tensor, a
+// group, all: the front end says which). Its functions have one argument more:
+//     scalars(hyper, t, carried, sums)  float64 [kSums], as they were before this launch
+//     update(scalars, g, p, state, out)  out [kSums]: with kEmits, what this element adds, squared
 //
 // Hyper-parameters, states and carried scalars stand in the order in which the front end
 // (python/fusedstep/<algo>.py) names them.
@@ -15,30 +18,101 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "core/tensor_lists.h"
 
 namespace fusedstep {
+
+// What a rule is unless it says otherwise.
+struct RuleDefaults {
+  static constexpr unsigned kVariants = 1;  // 2^(number of template constants)
+  static constexpr int kCarried = 0;        // float64 scalars per tensor
+  static constexpr int kFading = -1;  // the state that, once zero everywhere, stays zero, or -1
+  static constexpr int kSums = 0;
+  static constexpr bool kEmits = false;
+  static constexpr bool kKeepsAbsent = false;  // a tensor without a gradient keeps its share
+  // Memory. Who moves no parameter takes no step: counts and carried scalars stay.
+  static constexpr bool kReadsGrad = true, kReadsParam = true;
+  static constexpr bool kMovesParam = true;
+  static constexpr int kReadOnly = 0;        // the last states, which are not written
+  static constexpr bool kServesAll = false;  // runs on tensors without a gradient, too
+  static constexpr bool kCountsAll = false;  // their counts advance with the others'
+  // Whether the carried scalars prove that the fading state is zero.
+  static FUSEDSTEP_HD bool faded(const double*) { return false; }
+};
+
+// The same for whoever chooses a kernel at run time.
+struct KernelFacts {
+  const char* rule;
+  unsigned variant;
+  bool float64;
+  int hypers, states, carried, sums;
+  bool reads_grad, reads_param, moves_param;
+  int read_only;
+};
+
 inline namespace FUSEDSTEP_LEVEL {
+
+template <class Rule>
+constexpr KernelFacts facts(unsigned variant) {
+  return {Rule::kName,       variant,          sizeof(typename Rule::opmath) == sizeof(double),
+          Rule::kHypers,     Rule::kStates,    Rule::kCarried,
+          Rule::kSums,       Rule::kReadsGrad, Rule::kReadsParam,
+          Rule::kMovesParam, Rule::kReadOnly};
+}
+
+template <class Rule>
+FUSEDSTEP_HD typename Rule::Scalars scalars_of(const double* hyper, std::int64_t t, double* carried,
+                                               const double* sums) {
+  if constexpr (Rule::kSums > 0)
+    return Rule::scalars(hyper, t, carried, sums);
+  else
+    return Rule::scalars(hyper, t, carried);
+}
+
+template <class Rule>
+FUSEDSTEP_HD void update_of(const typename Rule::Scalars& s, typename Rule::opmath g,
+                            typename Rule::opmath& p, typename Rule::opmath* state,
+                            typename Rule::opmath* out) {
+  if constexpr (Rule::kSums > 0)
+    Rule::update(s, g, p, state, out);
+  else
+    Rule::update(s, g, p, state);
+}
 
 template <class Rule>
 constexpr bool check_rule() {
   using T = typename Rule::opmath;
+  static_assert(std::is_base_of_v<RuleDefaults, Rule>, "a rule inherits RuleDefaults");
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
                 "a rule computes in float or double");
-  static_assert(Rule::kHypers >= 1, "hyper-parameter 0 of every rule is maximize");
-  static_assert(Rule::kStates >= 1, "state 0 of every rule is the one that state_dtype may narrow");
   static_assert(Rule::kCarried <= kMaxCarried, "raise kMaxCarried for this rule");
+  static_assert(Rule::kSums <= kMaxSums, "raise kMaxSums for this rule");
+  static_assert(Rule::kSums > 0 || !Rule::kEmits, "who emits squares has sums");
+  static_assert(Rule::kReadOnly <= Rule::kStates, "kReadOnly counts states");
   static_assert(Rule::kFading != 0 && Rule::kFading < Rule::kStates,
                 "the fading state is -1 or the index of an opmath state");
   static_assert(std::is_trivially_copyable_v<typename Rule::Scalars>,
                 "scalars travel by value, through shared memory too");
-  static_assert(std::is_same_v<decltype(Rule::scalars(nullptr, std::int64_t(1), nullptr)),
-                               typename Rule::Scalars>,
-                "scalars(hyper, t, carried) returns Scalars");
   static_assert((Rule::kVariants & (Rule::kVariants - 1)) == 0, "kVariants is a power of two");
   return true;
 }
+
+// States that are written; the others follow them.
+template <class Rule>
+constexpr int kMoved = Rule::kStates - Rule::kReadOnly;
+
+// Hands every variant of a rule, in both opmaths, to `Engine::add<Rule>(variant)`.
+template <template <class, unsigned> class Rule, class Engine>
+struct RegisterRule {
+  RegisterRule() { all(std::make_integer_sequence<unsigned, Rule<float, 0>::kVariants>()); }
+  template <unsigned... kVariant>
+  static void all(std::integer_sequence<unsigned, kVariant...>) {
+    (Engine::template add<Rule<float, kVariant>>(kVariant), ...);
+    (Engine::template add<Rule<double, kVariant>>(kVariant), ...);
+  }
+};
 
 }  // namespace FUSEDSTEP_LEVEL
 }  // namespace fusedstep

@@ -1,4 +1,4 @@
-// What one launch works on: plain data, the same on every device. plan.py fills it.
+// What one launch works on: plain data, the same on every device. launch.py fills it.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@ namespace fusedstep {
 // sums are taken chunk by chunk.
 constexpr std::int64_t kChunk = 16384;
 constexpr int kMaxCarried = 4;
+constexpr int kMaxSums = 2;
 
 enum class DType : std::int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 
@@ -20,21 +21,36 @@ struct Chunk {
   std::int32_t index;
 };
 
-// Tables live where the parameters live. N tensors, R rows of hyper-parameters, H of them in a row.
+// Tables live where the parameters live. N tensors, R rows of hyper-parameters, each of 2
+// (maximize, max_grad_norm) and the rule's.
 struct Launch {
   std::int64_t tensors = 0;
   std::int64_t chunks = 0;
   std::int64_t elements = 0;
+  std::int64_t hypers = 0;                 // columns of a row
   const Chunk* chunk = nullptr;            // [chunks]
   const std::int64_t* numel = nullptr;     // [N]
   const std::int64_t* row = nullptr;       // [N], the tensor's row of hyper-parameters
   const std::uint64_t* address = nullptr;  // [columns][N]: param, master, step, states, carried
   const std::uint64_t* grad = nullptr;     // [N], 0 where a tensor has no gradient in this step
-  const double* hyper = nullptr;           // [R][H]
-  const std::uint64_t* source = nullptr;   // [R][H], 0 or a 0-d tensor's address (+1: float64)
+  const double* hyper = nullptr;           // [R][hypers]
+  const std::uint64_t* source = nullptr;   // [R][hypers], 0 or a 0-d tensor's address (+1: float64)
   const float* grad_scale = nullptr;       // the gradients' loss scale, or null
   const float* found_inf = nullptr;        // non-zero: the step is skipped; or null
+  const double* grad_norm_sq = nullptr;    // squared global norm to clip by, or null
   std::uint32_t* ticket = nullptr;         // blocks that have finished; 0 between launches
+
+  // Sums of squares (N7), for rules that have them. Slots number the chunks of all parameters of
+  // the optimizer in its order; a segment is a stretch of slots that is summed, S of them.
+  std::int64_t slots = 0;
+  double* partial = nullptr;                     // [kSums][slots], sums of chunks
+  const std::int64_t* slot = nullptr;            // [N], that of the tensor's first chunk
+  const std::int64_t* segment = nullptr;         // [N]
+  const std::int64_t* segment_begin = nullptr;   // [S + 1] slots
+  const std::int64_t* segment_chunks = nullptr;  // [S] that one step's launches bring
+  const std::uint64_t* segment_sums = nullptr;   // [S] addresses of float64 [kSums]
+  std::uint32_t* arrived = nullptr;              // [S] chunks; 0 between steps
+
   DType param_dtype = DType::f32;
   DType grad_dtype = DType::f32;
   DType exp_avg_dtype = DType::f32;  // the first state; the others are opmath
@@ -42,6 +58,7 @@ struct Launch {
 };
 
 enum Column : int { kParam = 0, kMaster = 1, kStep = 2, kState = 3 };
+enum OwnHyper : int { kMaximize = 0, kMaxGradNorm = 1, kRuleHyper = 2 };
 
 inline namespace FUSEDSTEP_LEVEL {
 
@@ -58,7 +75,7 @@ FUSEDSTEP_HD bool skipped(const Launch& launch) {
   return launch.found_inf != nullptr && *launch.found_inf != 0.0f;
 }
 
-// Hyper-parameter j of a row: the value in the table, or what its 0-d tensor holds now.
+// An entry of the table of hyper-parameters: its value, or what its 0-d tensor holds now.
 FUSEDSTEP_HD double hyper_value(const Launch& launch, std::int64_t entry) {
   const std::uint64_t source = launch.source[entry];
   if (source == 0) return launch.hyper[entry];
@@ -66,44 +83,8 @@ FUSEDSTEP_HD double hyper_value(const Launch& launch, std::int64_t entry) {
   return double(*pointer<const float>(source));
 }
 
-// What a block knows of one tensor before it touches an element.
-template <class Rule>
-struct Prologue {
-  typename Rule::Scalars scalars;
-  typename Rule::opmath coefficient;  // what the gradient is multiplied by: maximize
-  double carried[kMaxCarried];        // their values after this step
-  bool faded;                         // the fading state is zero everywhere
-};
-
-// Reads the tensor's row, count and carried scalars; writes nothing.
-template <class Rule>
-FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) {
-  using T = typename Rule::opmath;
-  Prologue<Rule> result;
-  double hyper[Rule::kHypers];
-  const std::int64_t row = launch.row[tensor];
-  for (int j = 0; j < Rule::kHypers; ++j) hyper[j] = hyper_value(launch, row * Rule::kHypers + j);
-  for (int j = 0; j < Rule::kCarried; ++j)
-    result.carried[j] =
-        *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
-  result.faded = Rule::faded(result.carried);
-  const std::int64_t t = *pointer<const std::int64_t>(address_of(launch, kStep, tensor)) + 1;
-  result.scalars = Rule::scalars(hyper, t, result.carried);
-  result.coefficient = T(select(hyper[0] != 0.0, -1.0, 1.0));
-  return result;
-}
-
-// After the last read of a launch: count and carried scalars of a tensor that took part.
-template <class Rule>
-FUSEDSTEP_HD void advance(const Launch& launch, std::int64_t tensor, const Prologue<Rule>& now) {
-  for (int j = 0; j < Rule::kCarried; ++j)
-    *pointer<double>(address_of(launch, kState + Rule::kStates + j, tensor)) = now.carried[j];
-  *pointer<std::int64_t>(address_of(launch, kStep, tensor)) += 1;
-}
-
-template <class Rule>
-FUSEDSTEP_HD void advance(const Launch& launch, std::int64_t tensor) {
-  if (launch.grad[tensor] != 0) advance(launch, tensor, prologue<Rule>(launch, tensor));
+FUSEDSTEP_HD double* sums_of(const Launch& launch, std::int64_t segment) {
+  return pointer<double>(launch.segment_sums[segment]);
 }
 
 }  // namespace FUSEDSTEP_LEVEL

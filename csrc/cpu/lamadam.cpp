@@ -2,4 +2,4 @@
 
 #include "cpu/multi_tensor_apply.h"
 
-static const fusedstep::RegisterRule<fusedstep::LaMAdam> registered;
+static const fusedstep::RegisterRule<fusedstep::LaMAdam, fusedstep::CpuEngine> registered;

@@ -2,4 +2,4 @@
 
 #include "cpu/multi_tensor_apply.h"
 
-static const fusedstep::RegisterRule<fusedstep::MAdam> registered;
+static const fusedstep::RegisterRule<fusedstep::MAdam, fusedstep::CpuEngine> registered;

@@ -7,9 +7,10 @@
 
 #include <utility>
 
-#include "core/rule.h"
+#include "core/prologue.h"
+#include "core/reduce.h"
+#include "core/registry.h"
 #include "cpu/float_environment.h"
-#include "cpu/registry.h"
 
 #define FUSEDSTEP_STRING_(x) #x
 #define FUSEDSTEP_STRING(x) FUSEDSTEP_STRING_(x)
@@ -17,7 +18,7 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-constexpr int kBlock = 1024;                     // elements between widening and narrowing
+constexpr int kBlock = kLanes;  // elements between widening and narrowing: one for each lane of N7
 constexpr std::int64_t kSerialElements = 32768;  // below this, waking threads costs more
 
 template <class T, class Memory>
@@ -53,66 +54,94 @@ void close_block(DType dtype, const T* block, std::uint64_t address, std::int64_
   }
 }
 
+// The columns of a block, in opmath.
+template <class Rule>
+struct Block {
+  using T = typename Rule::opmath;
+  const T* g;
+  T* p;
+  T* state[Rule::kStates > 0 ? Rule::kStates : 1];
+  T* out[kMaxSums];  // what the elements add to the sums, before squaring
+};
+
 // A function of its own: OpenMP would give an array declared inside a simd loop a copy per lane.
-template <class Rule, std::size_t... K>
-FUSEDSTEP_HD void update_element(const typename Rule::Scalars& scalars, int i,
-                                 const typename Rule::opmath* g, typename Rule::opmath* p,
-                                 typename Rule::opmath* const* state, std::index_sequence<K...>) {
-  typename Rule::opmath registers[] = {state[K][i]...};
-  typename Rule::opmath parameter = p[i];
-  Rule::update(scalars, g[i], parameter, registers);
-  p[i] = parameter;
-  ((state[K][i] = registers[K]), ...);
+template <class Rule, std::size_t... S, std::size_t... M, std::size_t... O>
+FUSEDSTEP_HD void update_element(const typename Rule::Scalars& scalars, const Block<Rule>& block,
+                                 int i, std::index_sequence<S...>, std::index_sequence<M...>,
+                                 std::index_sequence<O...>) {
+  using T = typename Rule::opmath;
+  T registers[] = {block.state[S][i]..., T(0)};  // one more, for rules without a state
+  T out[kMaxSums] = {};
+  const T g = Rule::kReadsGrad ? block.g[i] : T(0);
+  T p = Rule::kReadsParam ? block.p[i] : T(0);
+  update_of<Rule>(scalars, g, p, registers, out);
+  if constexpr (Rule::kMovesParam) block.p[i] = p;
+  ((block.state[M][i] = registers[M]), ...);
+  if constexpr (Rule::kEmits) ((block.out[O][i] = out[O]), ...);
 }
 
 template <class Rule>
-void update_block(const typename Rule::Scalars& scalars, int n, const typename Rule::opmath* g,
-                  typename Rule::opmath* p, typename Rule::opmath* const* columns) {
-  using T = typename Rule::opmath;
-  T* state[Rule::kStates];
-  for (int k = 0; k < Rule::kStates; ++k) state[k] = columns[k];
+void update_block(const typename Rule::Scalars& scalars, int n, const Block<Rule>& columns) {
+  const Block<Rule> block = columns;
 #pragma omp simd
   for (int i = 0; i < n; ++i)
-    update_element<Rule>(scalars, i, g, p, state, std::make_index_sequence<Rule::kStates>());
+    update_element<Rule>(scalars, block, i, std::make_index_sequence<Rule::kStates>(),
+                         std::make_index_sequence<kMoved<Rule>>(),
+                         std::make_index_sequence<Rule::kSums>());
 }
 
-template <class T>
+template <class Rule>
 struct Scratch {
+  using T = typename Rule::opmath;
   alignas(64) T g[kBlock], p[kBlock], exp_avg[kBlock], zeros[kBlock];
+  alignas(64) T out[Rule::kEmits ? kMaxSums : 1][kBlock];
+  alignas(64) double lanes[Rule::kEmits ? kMaxSums : 1][kLanes];
 };
 
 template <class Rule>
 void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t tensor,
-                 std::int64_t offset, int n, Scratch<typename Rule::opmath>& scratch) {
+                 std::int64_t offset, int n, Scratch<Rule>& scratch) {
   using T = typename Rule::opmath;
-  const std::uint64_t grad = launch.grad[tensor];
   const std::uint64_t param = address_of(launch, launch.master ? kMaster : kParam, tensor);
   const std::uint64_t exp_avg = address_of(launch, kState, tensor);
   const DType param_dtype = launch.master ? DType::f32 : launch.param_dtype;
 
-  const T* g = open_block<T>(launch.grad_dtype, grad, offset, n, scratch.g);
-  // Dividing and multiplying by one changes no bit, so it is left out.
-  if (launch.grad_scale != nullptr || now.coefficient != T(1)) {
-    const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
-    const T* unscaled = g;
+  Block<Rule> block = {};
+  if constexpr (Rule::kReadsGrad) {
+    block.g = open_block<T>(launch.grad_dtype, launch.grad[tensor], offset, n, scratch.g);
+    // Dividing and multiplying by one changes no bit, so it is left out.
+    if (launch.grad_scale != nullptr || now.coefficient != T(1)) {
+      const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
+      const T* unscaled = block.g;
 #pragma omp simd
-    for (int i = 0; i < n; ++i) scratch.g[i] = div(unscaled[i], scale) * now.coefficient;
-    g = scratch.g;
+      for (int i = 0; i < n; ++i) scratch.g[i] = div(unscaled[i], scale) * now.coefficient;
+      block.g = scratch.g;
+    }
   }
-  T* p = open_block<T>(param_dtype, param, offset, n, scratch.p);
-  T* state[Rule::kStates];
-  state[0] = open_block<T>(launch.exp_avg_dtype, exp_avg, offset, n, scratch.exp_avg);
+  if constexpr (Rule::kReadsParam)
+    block.p = open_block<T>(param_dtype, param, offset, n, scratch.p);
+  if constexpr (Rule::kStates > 0)
+    block.state[0] = open_block<T>(launch.exp_avg_dtype, exp_avg, offset, n, scratch.exp_avg);
   for (int k = 1; k < Rule::kStates; ++k)
-    state[k] = pointer<T>(address_of(launch, kState + k, tensor)) + offset;
+    block.state[k] = pointer<T>(address_of(launch, kState + k, tensor)) + offset;
   if (Rule::kFading > 0 && now.faded) {
     for (int i = 0; i < n; ++i) scratch.zeros[i] = T(0);
-    state[Rule::kFading > 0 ? Rule::kFading : 0] = scratch.zeros;
+    block.state[Rule::kFading > 0 ? Rule::kFading : 0] = scratch.zeros;
   }
+  if constexpr (Rule::kEmits)
+    for (int k = 0; k < Rule::kSums; ++k) block.out[k] = scratch.out[k];
 
-  update_block<Rule>(now.scalars, n, g, p, state);
+  update_block<Rule>(now.scalars, n, block);
 
-  close_block(launch.exp_avg_dtype, state[0], exp_avg, offset, n);
-  close_block(launch.param_dtype, p, address_of(launch, kParam, tensor), offset, n);
+  if constexpr (kMoved<Rule> > 0)
+    close_block(launch.exp_avg_dtype, block.state[0], exp_avg, offset, n);
+  if constexpr (Rule::kMovesParam)
+    close_block(launch.param_dtype, block.p, address_of(launch, kParam, tensor), offset, n);
+  if constexpr (Rule::kEmits)
+    for (int k = 0; k < Rule::kSums; ++k)
+#pragma omp simd
+      for (int i = 0; i < n; ++i)
+        scratch.lanes[k][i] = scratch.lanes[k][i] + square(scratch.out[k][i]);
 }
 
 // The prologue of the tensor asked for last: neighbours mostly share row, count and carried
@@ -122,8 +151,9 @@ class LastPrologue {
  public:
   const Prologue<Rule>& of(const Launch& launch, std::int64_t tensor) {
     const std::int64_t row = launch.row[tensor];
+    const std::int64_t segment = Rule::kSums > 0 ? launch.segment[tensor] : 0;
     const auto count = *pointer<const std::int64_t>(address_of(launch, kStep, tensor));
-    bool same = row == row_ && count == count_;
+    bool same = row == row_ && segment == segment_ && count == count_;
     for (int j = 0; j < Rule::kCarried; ++j) {
       const auto carried =
           *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
@@ -132,70 +162,97 @@ class LastPrologue {
     }
     if (!same) now_ = prologue<Rule>(launch, tensor);
     row_ = row;
+    segment_ = segment;
     count_ = count;
     return now_;
   }
 
  private:
   Prologue<Rule> now_{};
-  std::int64_t row_ = -1, count_ = -1;
+  std::int64_t row_ = -1, segment_ = -1, count_ = -1;
   double carried_[kMaxCarried] = {};
 };
 
 template <class Rule>
+void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& chunk,
+                 Scratch<Rule>& scratch) {
+  if constexpr (Rule::kEmits)
+    for (auto& lanes : scratch.lanes)
+      for (double& lane : lanes) lane = 0.0;
+  const std::int64_t begin = chunk.index * kChunk;
+  const std::int64_t numel = launch.numel[chunk.tensor];
+  const std::int64_t end = begin + kChunk < numel ? begin + kChunk : numel;
+  for (std::int64_t offset = begin; offset < end; offset += kBlock) {
+    const std::int64_t left = end - offset;
+    apply_block<Rule>(launch, now, chunk.tensor, offset, int(left < kBlock ? left : kBlock),
+                      scratch);
+  }
+}
+
+// The chunk's place in `partial`; columns are `slots` apart.
+inline double* partial_of(const Launch& launch, const Chunk& chunk) {
+  return launch.partial + launch.slot[chunk.tensor] + chunk.index;
+}
+
+// Counts the launch's chunks in, and sums every segment that is complete.
+template <class Rule>
+void finish_sums(const Launch& launch) {
+  for (std::int64_t i = 0; i < launch.chunks; ++i) {
+    const std::int64_t segment = launch.segment[launch.chunk[i].tensor];
+    if (++launch.arrived[segment] != launch.segment_chunks[segment]) continue;
+    launch.arrived[segment] = 0;
+    for (int k = 0; k < Rule::kSums; ++k) {
+      const double* partial = launch.partial + k * launch.slots;
+      const std::int64_t begin = launch.segment_begin[segment];
+      double lanes[kLanes] = {};
+      for (std::int64_t s = begin; s < launch.segment_begin[segment + 1]; ++s)
+        lanes[(s - begin) % kLanes] += partial[s];
+      fold(lanes, kLanes, 1);
+      sums_of(launch, segment)[k] = lanes[0];
+    }
+  }
+}
+
+template <class Rule>
 void apply(const Launch& launch, int threads) {
-  using T = typename Rule::opmath;
   static_assert(check_rule<Rule>());
   if (skipped(launch)) return;
 #pragma omp parallel num_threads(threads) if (launch.elements > kSerialElements)
   {
     const FloatEnvironment environment;
-    alignas(64) Scratch<T> scratch;
+    alignas(64) Scratch<Rule> scratch;
     LastPrologue<Rule> last;
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t i = 0; i < launch.chunks; ++i) {
       const Chunk chunk = launch.chunk[i];
-      if (launch.grad[chunk.tensor] == 0) continue;
-      const Prologue<Rule>& now = last.of(launch, chunk.tensor);
-      const std::int64_t begin = chunk.index * kChunk;
-      const std::int64_t numel = launch.numel[chunk.tensor];
-      const std::int64_t end = begin + kChunk < numel ? begin + kChunk : numel;
-      for (std::int64_t offset = begin; offset < end; offset += kBlock) {
-        const std::int64_t left = end - offset;
-        apply_block<Rule>(launch, now, chunk.tensor, offset, int(left < kBlock ? left : kBlock),
-                          scratch);
+      if (!serves<Rule>(launch, chunk.tensor)) {
+        if constexpr (Rule::kEmits && !Rule::kKeepsAbsent)
+          for (int k = 0; k < Rule::kSums; ++k) partial_of(launch, chunk)[k * launch.slots] = 0.0;
+        continue;
       }
+      apply_chunk<Rule>(launch, last.of(launch, chunk.tensor), chunk, scratch);
+      if constexpr (Rule::kEmits)
+        for (int k = 0; k < Rule::kSums; ++k) {
+          fold(scratch.lanes[k], kLanes, 1);
+          partial_of(launch, chunk)[k * launch.slots] = scratch.lanes[k][0];
+        }
     }
   }
   const FloatEnvironment environment;
-  LastPrologue<Rule> last;
-  for (std::int64_t tensor = 0; tensor < launch.tensors; ++tensor)
-    if (launch.grad[tensor] != 0) advance(launch, tensor, last.of(launch, tensor));
+  if constexpr (Rule::kMovesParam) {
+    LastPrologue<Rule> last;
+    for (std::int64_t tensor = 0; tensor < launch.tensors; ++tensor)
+      if (advances<Rule>(launch, tensor)) advance(launch, tensor, last.of(launch, tensor));
+  }
+  if constexpr (Rule::kEmits) finish_sums<Rule>(launch);
 }
 
-template <template <class, unsigned> class Rule, class T, unsigned kVariant>
-void register_variant() {
-  using R = Rule<T, kVariant>;
-  static CpuKernel kernel{FUSEDSTEP_STRING(FUSEDSTEP_LEVEL),
-                          R::kName,
-                          kVariant,
-                          sizeof(T) == sizeof(double),
-                          R::kHypers,
-                          R::kStates,
-                          R::kCarried,
-                          &apply<R>,
-                          nullptr};
-  register_cpu_kernel(&kernel);
-}
-
-// Every variant of a rule in both opmaths.
-template <template <class, unsigned> class Rule>
-struct RegisterRule {
-  RegisterRule() { all(std::make_integer_sequence<unsigned, Rule<float, 0>::kVariants>()); }
-  template <unsigned... kVariant>
-  static void all(std::integer_sequence<unsigned, kVariant...>) {
-    (register_variant<Rule, float, kVariant>(), ...);
-    (register_variant<Rule, double, kVariant>(), ...);
+struct CpuEngine {
+  template <class Rule>
+  static void add(unsigned variant) {
+    static CpuKernel kernel{facts<Rule>(variant), FUSEDSTEP_STRING(FUSEDSTEP_LEVEL), &apply<Rule>,
+                            nullptr};
+    register_kernel(&kernel);
   }
 };
 

@@ -8,22 +8,20 @@ namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
 template <class T, unsigned kVariant>
-struct AdamW {
+struct AdamW : RuleDefaults {
   static constexpr bool kAmsgrad = kVariant & 1u;
   static constexpr const char* kName = "adamw";
   static constexpr unsigned kVariants = 2;
-  static constexpr int kHypers = 7, kStates = kAmsgrad ? 3 : 2, kCarried = 0, kFading = -1;
+  static constexpr int kHypers = 6, kStates = kAmsgrad ? 3 : 2;
 
   using opmath = T;
   struct Scalars {
     T decay, coupled_decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, eps;
   };
 
-  static FUSEDSTEP_HD bool faded(const double*) { return false; }
-
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double*) {
-    const double lr = hyper[1], beta1 = hyper[2], beta2 = hyper[3], eps = hyper[4];
-    const double weight_decay = hyper[5], decoupled = hyper[6];
+    const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
+    const double weight_decay = hyper[4], decoupled = hyper[5];
     const double bias_correction1 = 1.0 - power(beta1, t);
     const double bias_correction2 = 1.0 - power(beta2, t);
     return {T(select(decoupled != 0.0, 1.0 - lr * weight_decay, 1.0)),

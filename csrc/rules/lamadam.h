@@ -10,11 +10,11 @@ namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
 template <class T, unsigned kVariant>
-struct LaMAdam {
+struct LaMAdam : RuleDefaults {
   static constexpr bool kAmsgrad = kVariant & 1u;
   static constexpr const char* kName = "lamadam";
   static constexpr unsigned kVariants = 2;
-  static constexpr int kHypers = 11, kStates = kAmsgrad ? 5 : 4, kCarried = 2, kFading = 3;
+  static constexpr int kHypers = 10, kStates = kAmsgrad ? 5 : 4, kCarried = 2, kFading = 3;
 
   using opmath = T;
   struct Scalars {
@@ -25,8 +25,8 @@ struct LaMAdam {
   static FUSEDSTEP_HD bool faded(const double* carried) { return carried[0] < MaxVA<T>::kFaded; }
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double* carried) {
-    const double lr = hyper[1], beta1 = hyper[2], eps = hyper[6];
-    const double weight_decay = hyper[7], decoupled = hyper[8], released = hyper[10];
+    const double lr = hyper[0], beta1 = hyper[1], eps = hyper[5];
+    const double weight_decay = hyper[6], decoupled = hyper[7], released = hyper[9];
     // L = beta1 L + (1 - beta1) lr
     carried[1] = ema(carried[1], lr, beta1, 1.0 - beta1);
     const double warm = select(lr != 0.0 && carried[1] != 0.0, lr / carried[1], 0.0);
@@ -36,7 +36,7 @@ struct LaMAdam {
             T(select(released != 0.0, (1.0 - beta1) * lr, 1.0 - beta1)),
             T(select(released != 0.0, warm, lr / (1.0 - power(beta1, t)))),
             T(eps),
-            MaxVA<T>::scalars(hyper[3], hyper[4], hyper[5], hyper[9], t, carried[0])};
+            MaxVA<T>::scalars(hyper[2], hyper[3], hyper[4], hyper[8], t, carried[0])};
   }
 
   static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {

@@ -9,11 +9,11 @@ namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
 template <class T, unsigned kVariant>
-struct MAdam {
+struct MAdam : RuleDefaults {
   static constexpr bool kAmsgrad = kVariant & 1u, kReleased = kVariant & 2u;
   static constexpr const char* kName = "madam";
   static constexpr unsigned kVariants = 4;
-  static constexpr int kHypers = 10, kStates = kAmsgrad ? 5 : 4, kCarried = 1, kFading = 3;
+  static constexpr int kHypers = 9, kStates = kAmsgrad ? 5 : 4, kCarried = 1, kFading = 3;
 
   using opmath = T;
   struct Scalars {
@@ -24,15 +24,15 @@ struct MAdam {
   static FUSEDSTEP_HD bool faded(const double* carried) { return carried[0] < MaxVA<T>::kFaded; }
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double* carried) {
-    const double lr = hyper[1], beta1 = hyper[2], eps = hyper[6];
-    const double weight_decay = hyper[7], decoupled = hyper[8];
+    const double lr = hyper[0], beta1 = hyper[1], eps = hyper[5];
+    const double weight_decay = hyper[6], decoupled = hyper[7];
     return {T(select(decoupled != 0.0, 1.0 - lr * weight_decay, 1.0)),
             T(select(decoupled != 0.0, 0.0, weight_decay)),
             T(beta1),
             T(1.0 - beta1),
             T(lr / (1.0 - power(beta1, t))),
             T(eps),
-            MaxVA<T>::scalars(hyper[3], hyper[4], hyper[5], hyper[9], t, carried[0])};
+            MaxVA<T>::scalars(hyper[2], hyper[3], hyper[4], hyper[8], t, carried[0])};
   }
 
   static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {

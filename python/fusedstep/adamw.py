@@ -23,9 +23,8 @@ class AdamW(FusedOptimizer):
         eps: added to the root of the second moment; >= 0.
         weight_decay: wd, multiplied by ``lr``; decoupled from the gradient.
         amsgrad: divide by the running maximum of v (``max_exp_avg_sq``).
-        maximize: ascend.
-        form: accepted for symmetry; both forms are the same here.
-        backend, master_weights, state_dtype: see :class:`~fusedstep.optimizer.FusedOptimizer`.
+        maximize, max_grad_norm, backend, master_weights, state_dtype: see
+            :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same here.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` (and ``max_exp_avg_sq``) like the parameter,
     in float32 (float64 for float64). 28 (36) bytes per float32 parameter and step. The state dict
@@ -37,7 +36,7 @@ class AdamW(FusedOptimizer):
 
     rule = "adamw"
     constants = ("amsgrad",)
-    hypers = ("maximize", "lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay")
+    hypers = ("lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay")
     _decoupled = True
 
     def __init__(
@@ -48,12 +47,7 @@ class AdamW(FusedOptimizer):
         eps=1e-8,
         weight_decay=1e-2,
         amsgrad=False,
-        *,
-        maximize=False,
-        form="paper",
-        backend="auto",
-        master_weights=False,
-        state_dtype=None,
+        **common,
     ):
         defaults = {
             "lr": lr,
@@ -61,16 +55,8 @@ class AdamW(FusedOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
-            "maximize": maximize,
-            "form": form,
         }
-        super().__init__(
-            params,
-            defaults,
-            backend=backend,
-            master_weights=master_weights,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, defaults, **common)
 
     def states(self, group):
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -78,7 +64,6 @@ class AdamW(FusedOptimizer):
 
     def hyper_values(self, group):
         return (
-            group["maximize"],
             group["lr"],
             *group["betas"],
             group["eps"],
@@ -88,9 +73,7 @@ class AdamW(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        beta1, beta2 = checks.pair(where, "betas", group["betas"])
-        checks.hyper_in(where, "betas[0]", beta1, 0.0, 1.0)
-        checks.hyper_in(where, "betas[1]", beta2, 0.0, 1.0)
+        checks.betas(where, group["betas"])
 
 
 class Adam(AdamW):

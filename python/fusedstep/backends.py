@@ -6,10 +6,10 @@ import importlib
 import os
 from typing import Protocol
 
-import numpy as np
 import torch
 
-from .plan import Launch
+from .launch import Launch, Pass
+from .reference_backend import ReferenceBackend
 
 
 class Backend(Protocol):
@@ -18,8 +18,8 @@ class Backend(Protocol):
     def why_not(self, device: torch.device) -> str | None:
         """The reason why this backend cannot serve tensors on ``device``; None if it can."""
 
-    def apply(self, launch: Launch) -> None:
-        """Run one launch: every tensor that has a gradient takes its step."""
+    def apply(self, launch: Launch, work: Pass) -> None:
+        """Run one pass over the tensors of a launch."""
 
 
 def _import(module: str) -> tuple[object | None, str | None]:
@@ -42,17 +42,23 @@ class _Native:
                 f"(Debian: apt install g++) and run `pip install .` again"
             )
 
-    def _prepare(self, launch: Launch, kernel):
+    def _prepare(self, launch: Launch, work: Pass, find):
         """The kernel and its struct, made once for a launch; only AMP's pointers vary."""
-        if self.name not in launch.handles:
+        key = self.name, work.rule, work.variant
+        if key not in launch.handles:
             struct = self.module.Launch()
-            for field, value in launch.fields().items():
+            for field, value in launch.fields(work).items():
                 setattr(struct, field, value)
-            launch.handles[self.name] = (kernel(), struct)
-        kernel, struct = launch.handles[self.name]
-        struct.grad_scale = 0 if launch.grad_scale is None else launch.grad_scale.data_ptr()
-        struct.found_inf = 0 if launch.found_inf is None else launch.found_inf.data_ptr()
+            struct.grad_norm_sq = _address(launch.grad_norm_sq(work))
+            launch.handles[key] = (find(work.rule, work.variant, launch.float64), struct)
+        kernel, struct = launch.handles[key]
+        struct.grad_scale = _address(launch.grad_scale)
+        struct.found_inf = 0 if work is launch.survey else _address(launch.found_inf)
         return kernel, struct
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 class CpuBackend(_Native):
@@ -69,12 +75,12 @@ class CpuBackend(_Native):
             return self.absent
         return None if device.type == "cpu" else f"it updates tensors on cpu, not on {device.type}"
 
-    def apply(self, launch: Launch) -> None:
-        kernel, struct = self._prepare(
-            launch,
-            lambda: self.module.cpu_kernel(launch.rule, launch.variant, launch.float64, self.level),
-        )
+    def apply(self, launch: Launch, work: Pass) -> None:
+        kernel, struct = self._prepare(launch, work, self._kernel)
         kernel.apply(struct, torch.get_num_threads())
+
+    def _kernel(self, rule: str, variant: int, float64: bool):
+        return self.module.cpu_kernel(rule, variant, float64, self.level)
 
 
 class CudaBackend(_Native):
@@ -100,10 +106,8 @@ class CudaBackend(_Native):
         device = launch.device.index
         return device, torch.cuda.current_stream(device).cuda_stream
 
-    def apply(self, launch: Launch) -> None:
-        kernel, struct = self._prepare(
-            launch, lambda: self.module.cuda_kernel(launch.rule, launch.variant, launch.float64)
-        )
+    def apply(self, launch: Launch, work: Pass) -> None:
+        kernel, struct = self._prepare(launch, work, self.module.cuda_kernel)
         kernel.apply(struct, *self.stream(launch))
 
 
@@ -142,68 +146,8 @@ class TritonBackend:
             return "torch finds no CUDA device"
         return None
 
-    def apply(self, launch: Launch) -> None:
-        self.engine.apply(launch)
-
-
-class ReferenceBackend:
-    """The numpy reference: slow, and the law. CUDA tensors travel to the host and back."""
-
-    name = "reference"
-
-    def why_not(self, device: torch.device) -> str | None:
-        return None
-
-    def apply(self, launch: Launch) -> None:
-        from .reference.multi_tensor_apply import step_tensor
-
-        if launch.found_inf is not None and launch.found_inf.item() != 0:
-            return
-        scale = None if launch.grad_scale is None else launch.grad_scale.item()
-        for tensor in launch.entries:
-            g = launch.grads[tensor.index]
-            if g is None:
-                continue
-            memory = [tensor.param, *tensor.states, *([tensor.master] if launch.master else [])]
-            param, master, states, carried = step_tensor(
-                launch.rule,
-                launch.variant,
-                np.float64 if launch.float64 else np.float32,
-                launch.hyper_row(tensor.group),
-                tensor.step.item() + 1,
-                [c.item() for c in tensor.carried],
-                _to_numpy(g),
-                _to_numpy(tensor.param),
-                [_to_numpy(state) for state in tensor.states],
-                _to_numpy(tensor.master) if launch.master else None,
-                scale,
-            )
-            for target, value in zip(memory, [param, *states, master], strict=False):
-                _copy_back(target, value)
-            for target, value in zip(tensor.carried, carried, strict=True):
-                target.fill_(float(value))
-            tensor.step.add_(1)
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """A dense tensor's elements in the order of its memory: 1-d view."""
-    return tensor.detach().as_strided((tensor.numel(),), (1,))
-
-
-def _to_numpy(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
-    flat = _flat(tensor).cpu()
-    name = str(tensor.dtype).removeprefix("torch.")
-    if tensor.dtype is torch.bfloat16:
-        return name, flat.view(torch.int16).numpy().view(np.uint16)
-    return name, flat.numpy()
-
-
-def _copy_back(target: torch.Tensor, value: np.ndarray) -> None:
-    if target.dtype is torch.bfloat16:
-        source = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    else:
-        source = torch.from_numpy(np.ascontiguousarray(value))
-    _flat(target).copy_(source)
+    def apply(self, launch: Launch, work: Pass) -> None:
+        self.engine.apply(launch, work)
 
 
 BACKENDS: dict[str, Backend] = {

@@ -51,6 +51,25 @@ def pair(where: str, name: str, value) -> tuple:
     return tuple(value)
 
 
+def betas(where: str, value) -> None:
+    """Require a pair of decay rates, each in [0, 1)."""
+    for i, beta in enumerate(pair(where, "betas", value)):
+        hyper_in(where, f"betas[{i}]", beta, 0.0, 1.0)
+
+
+def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tensor]) -> None:
+    """Require an eps that is not rounded to 0 where it keeps a denominator from 0."""
+    if isinstance(value, torch.Tensor):
+        return
+    for p in params:
+        dtype = torch.float64 if p.dtype is torch.float64 else torch.float32
+        if torch.tensor(value * smallest_factor, dtype=torch.float64).to(dtype) == 0:
+            raise ValueError(
+                f"{where}: eps is {value!r}, which is 0 in the arithmetic of {p.dtype} parameters "
+                f"({dtype}) and would divide 0 by 0. Pass a larger eps."
+            )
+
+
 def is_dense(tensor: torch.Tensor) -> bool:
     """Whether a tensor's elements fill one stretch of memory, each exactly once."""
     if tensor.is_contiguous():
@@ -127,3 +146,20 @@ def no_overlap(entries: list[tuple[str, torch.Tensor]]) -> None:
                 f"{first} and {second} share memory; each would be updated twice. "
                 f"Pass the shared parameter once."
             )
+
+
+def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:
+    """Require that the parameters of every segment, whose squares are summed, share a device."""
+    devices: dict[int, torch.device] = {}
+    for segment, p in entries:
+        if devices.setdefault(segment, p.device) != p.device:
+            raise NotImplementedError(
+                f"{what} takes a norm over parameters on {devices[segment]} and {p.device}, which "
+                f"is not supported. Keep them on one device, or use an optimizer for each device."
+            )
+
+
+def max_grad_norm(where: str, value) -> None:
+    """Require None, a positive number (inf: measure, never clip) or a 0-d tensor."""
+    if value is not None and not (isinstance(value, float) and value == math.inf):
+        hyper_in(where, "max_grad_norm", value, 0.0, low_open=True)

@@ -32,9 +32,9 @@ class MAdam(FusedOptimizer):
             form, 1e-16 in the released form, where it is not negligible once gradients are below
             about 1e-6.
         beta2_init: beta at t = 1; None: hi, or 0.9 where hi = 1.
-        maximize: ascend.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
-        backend, master_weights, state_dtype: see :class:`~fusedstep.optimizer.FusedOptimizer`.
+        maximize, max_grad_norm, backend, master_weights, state_dtype: see
+            :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     State: ``step`` int64; ``exp_avg``, ``grad_mean`` (u), ``grad_var`` (v - u^2), ``beta_prod``
     (1 - w, the product of the betas) and ``max_exp_avg_sq`` with amsgrad, like the parameter in
@@ -49,7 +49,7 @@ class MAdam(FusedOptimizer):
     rule = "madam"
     constants = ("amsgrad", "released")
     hypers = (
-        "maximize", "lr", "beta1", "beta2_lo", "beta2_hi", "beta2_init", "eps", "weight_decay",
+        "lr", "beta1", "beta2_lo", "beta2_hi", "beta2_init", "eps", "weight_decay",
         "decoupled_weight_decay", "delta",
     )  # fmt: skip
     carried = {"beta_prod_bound": 1.0}
@@ -66,9 +66,6 @@ class MAdam(FusedOptimizer):
         amsgrad=False,
         delta=None,
         beta2_init=None,
-        *,
-        maximize=False,
-        form="paper",
         **common,
     ):
         defaults = {
@@ -81,8 +78,6 @@ class MAdam(FusedOptimizer):
             "amsgrad": amsgrad,
             "delta": delta,
             "beta2_init": beta2_init,
-            "maximize": maximize,
-            "form": form,
         }
         super().__init__(params, defaults, **common)
 
@@ -95,7 +90,6 @@ class MAdam(FusedOptimizer):
         if delta is None:
             delta = 1e-16 if group["form"] == "released" else 0.0
         return (
-            group["maximize"],
             group["lr"],
             group["beta1"],
             *group["beta2_range"],

@@ -8,57 +8,23 @@ hyper-parameters are brought up to date.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from . import checks
+from . import checks, state_tensors
+from .backends import choose
+from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
+from .sums import Sums
 
-CHUNK = 16384  # elements; the numerics law's constant (N7), kChunk in csrc/core/tensor_lists.h
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
 
-
-def opmath_of(param_dtype: torch.dtype) -> torch.dtype:
-    """What a parameter's step is computed in (N1)."""
-    return torch.float64 if param_dtype is torch.float64 else torch.float32
-
-
-class Kind(NamedTuple):
-    """What all tensors of one launch have in common."""
-
-    device: torch.device
-    variant: int  # bit mask of the rule's template constants
-    param_dtype: torch.dtype
-    grad_dtype: torch.dtype
-    exp_avg_dtype: torch.dtype
-    master: bool
-
-    @property
-    def opmath(self) -> torch.dtype:
-        return opmath_of(self.param_dtype)
-
-
-class Entry(NamedTuple):
-    """One tensor of a launch: the memory its step reads and writes."""
-
-    index: int  # in the flat list of the optimizer's parameters
-    group: int
-    param: torch.Tensor
-    master: torch.Tensor | None
-    step: torch.Tensor
-    states: list[torch.Tensor]
-    carried: list[torch.Tensor]
-
-    def bytes_moved(self, grad_dtype: torch.dtype) -> int:
-        """Bytes one step reads and writes for this tensor: states, p, master both, g read."""
-        both = [self.param, *self.states] if self.master is None else [self.master, *self.states]
-        size = sum(2 * t.element_size() for t in both) + grad_dtype.itemsize
-        if self.master is not None:
-            size += self.param.element_size()
-        return size * self.param.numel()
+GRAD_NORM = "grad_norm"  # the rule whose sum is the squared norm of all gradients
+OWN_HYPERS = 2  # maximize, max_grad_norm
 
 
 @cache
@@ -79,137 +45,6 @@ def gatherer():
     return native().Gatherer(torch.Tensor)
 
 
-def chunk_table(numels: list[int]) -> np.ndarray:
-    """Rows (tensor, chunk within the tensor), int32 ``[chunks, 2]``; sizes beyond 2^32 are fine."""
-    counts = -(-np.asarray(numels, dtype=np.int64) // CHUNK)
-    tensors = np.repeat(np.arange(len(counts)), counts)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    return np.stack([tensors, np.arange(len(tensors)) - first], axis=1).astype(np.int32)
-
-
-@dataclass
-class Launch:
-    """One apply launch. Tables are int64 or as said, on ``device``; N tensors, R rows.
-
-    Attributes:
-        address: ``[columns, N]``: param, master (0: none), step, states, carried scalars.
-        grad: ``[N]``, 0 where a tensor has no gradient in this step.
-        numel, row: ``[N]``.
-        chunk: ``[chunks, 2]``, see :func:`chunk_table`.
-        hyper: ``[R, H]`` float64 values.
-        source: ``[R, H]``, 0, or the address of a 0-d tensor to read instead (+1: float64).
-        ticket: ``[1]``, counts blocks that have finished; 0 between launches.
-        grad_scale, found_inf: float32 AMP tensors of this step, or None.
-        grads: this step's gradients by ``Entry.index``, only while the launch runs.
-    """
-
-    rule: str
-    kind: Kind
-    entries: list[Entry]
-    groups: list[int]  # the parameter group of each row
-    hypers: int
-    grad_scale: torch.Tensor | None = None
-    found_inf: torch.Tensor | None = None
-    grads: list[torch.Tensor | None] | None = None
-    handles: dict = field(default_factory=dict)  # what a backend keeps for this launch
-
-    def __post_init__(self):
-        n, shape = len(self.entries), (len(self.groups), self.hypers)
-        numels = [e.param.numel() for e in self.entries]
-        self.elements = sum(numels)
-        self.chunk = torch.from_numpy(chunk_table(numels)).to(self.device)
-        columns = [
-            [_address(t) for t in (e.param, e.master, e.step, *e.states, *e.carried)]
-            for e in self.entries
-        ]
-        rows = [self.groups.index(e.group) for e in self.entries]
-        self.address = torch.tensor(columns, dtype=torch.int64).t().contiguous().to(self.device)
-        self.numel = torch.tensor(numels, dtype=torch.int64).to(self.device)
-        self.row = torch.tensor(rows, dtype=torch.int64).to(self.device)
-        self.ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self.index = np.array([e.index for e in self.entries])
-        # What changes from step to step stands together, so that one copy brings it all.
-        self._table = torch.zeros(
-            n + 2 * shape[0] * shape[1], dtype=torch.int64, device=self.device
-        )
-        self.grad, hyper, source = self._split(self._table)
-        self.hyper, self.source = hyper.view(torch.float64).view(shape), source.view(shape)
-        self._host = (
-            self._table
-            if self.device.type == "cpu"
-            else torch.zeros_like(self._table, device="cpu")
-        )
-        self._sent = None if self._host is self._table else self._host.clone()
-        grad, hyper, source = (part.numpy() for part in self._split(self._host))
-        self._host_grad = grad
-        self._host_hyper, self._host_source = (
-            hyper.view(np.float64).reshape(shape),
-            source.reshape(shape),
-        )
-        self._values: list[tuple] = [()] * len(self.groups)
-
-    device = property(lambda self: self.kind.device)
-    variant = property(lambda self: self.kind.variant)
-    opmath = property(lambda self: self.kind.opmath)
-    float64 = property(lambda self: self.opmath is torch.float64)
-    param_dtype = property(lambda self: self.kind.param_dtype)
-    grad_dtype = property(lambda self: self.kind.grad_dtype)
-    exp_avg_dtype = property(lambda self: self.kind.exp_avg_dtype)
-    master = property(lambda self: self.kind.master)
-
-    def _split(self, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        entries = len(self.groups) * self.hypers
-        return table.split([len(self.entries), entries, entries])
-
-    def fields(self) -> dict[str, int]:
-        """The native ``Launch`` struct's members, as integers."""
-        tables = ("chunk", "numel", "row", "address", "grad", "hyper", "source", "ticket")
-        return {
-            "tensors": len(self.entries),
-            "chunks": len(self.chunk),
-            "elements": self.elements,
-            **{name: getattr(self, name).data_ptr() for name in tables},
-            "param_dtype": DTYPE_CODES[self.param_dtype],
-            "grad_dtype": DTYPE_CODES[self.grad_dtype],
-            "exp_avg_dtype": DTYPE_CODES[self.exp_avg_dtype],
-            "master": int(self.master),
-        }
-
-    def bytes_moved(self) -> int:
-        """Bytes one step of all tensors moves, by the sizes of its columns; none of them faded."""
-        return sum(e.bytes_moved(self.grad_dtype) for e in self.entries)
-
-    def set_hypers(self, row: int, values: tuple) -> None:
-        """Bring a row up to date: floats by value, 0-d tensors on this device by address."""
-        floats = not any(isinstance(v, torch.Tensor) for v in values)
-        if floats and values == self._values[row]:
-            return
-        self._values[row] = values
-        for j, value in enumerate(values):
-            by_address = isinstance(value, torch.Tensor) and value.device == self.device
-            self._host_hyper[row, j] = 0.0 if by_address else float(value)
-            self._host_source[row, j] = (
-                value.data_ptr() + (value.dtype is torch.float64) if by_address else 0
-            )
-
-    def hyper_row(self, group: int) -> list[float]:
-        """The values a parameter group is updated with now; reads device tensors."""
-        return [float(value) for value in self._values[self.groups.index(group)]]
-
-    def send(self, addresses: np.ndarray) -> None:
-        """Write this step's gradient addresses; at most one copy to the device."""
-        self._host_grad[:] = addresses[self.index]
-        if self._sent is None or torch.equal(self._host, self._sent):
-            return
-        # Pinned memory of torch's allocator is not handed out again before the copy has ended.
-        self._table.copy_(self._host.pin_memory(), non_blocking=True)
-        self._sent.copy_(self._host)
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 class Plan:
     """The launches of one optimizer's step, and the facts they were planned on."""
 
@@ -222,6 +57,16 @@ class Plan:
         self._found = np.zeros(len(params), dtype=np.int64)
         self._buffers = len(params), self._planned.ctypes.data, self._found.ctypes.data
         self._state = _objects(state)
+        self.surveyed: tuple | None = None  # on what, see FusedOptimizer.surveyed_on
+
+    def passes(self, survey: bool) -> Iterator[tuple[Launch, Pass]]:
+        """What to run, in order: a pass over all launches before the next begins."""
+        if survey:
+            yield from ((launch, launch.survey) for launch in self.launches)
+        if any(launch.norm is not None for launch in self.launches):
+            yield from ((launch, launch.norm) for launch in self.launches)
+        for works in zip(*(launch.passes for launch in self.launches), strict=True):
+            yield from zip(self.launches, works, strict=True)
 
     def keeps(self, state: dict) -> bool:
         """Whether the optimizer's state holds the very tensors that the tables address."""
@@ -259,6 +104,101 @@ class Plan:
             if not checks.same_layout(params[i], g):
                 grads[i] = torch.empty_like(params[i], dtype=g.dtype).copy_(g)
         return True
+
+
+def make_plan(optimizer: FusedOptimizer) -> Plan:
+    """Check every parameter and gradient, then make missing states, then the tables."""
+    places = [
+        (optimizer.where(g, i), group, p)
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+    ]
+    params = [p for _, _, p in places]
+    wanted = [i for i, p in enumerate(params) if p.grad is not None or optimizer.state.get(p)]
+    for where, group, p in (places[i] for i in wanted):
+        checks.parameter(where, p)
+        choose(optimizer.backend, p.device)
+        if p.grad is not None:
+            checks.gradient(where, p, p.grad)
+        layout = optimizer.state_layout(p, group)
+        state_tensors.check(where, optimizer.state.get(p, {}), p, layout)
+    checks.no_overlap([(places[i][0], params[i]) for i in wanted])
+    segments = optimizer.segments() if optimizer.sums else []
+    if segments:
+        checks.one_device(type(optimizer).__name__, [(segments[i], params[i]) for i in wanted])
+    if optimizer.clips():
+        checks.one_device("max_grad_norm", [(0, params[i]) for i in wanted])
+
+    groups = [g for g, group in enumerate(optimizer.param_groups) for _ in group["params"]]
+    numels = [p.numel() for p in params]
+    slots = Sums.slots(numels)
+    kinds: dict[Kind, list[Entry]] = {}
+    for i in wanted:
+        kind, entry = _entry(optimizer, i, groups[i], params[i])
+        kinds.setdefault(kind, []).append(entry)
+    launches = [
+        Launch(
+            kind,
+            entries,
+            sorted({e.group for e in entries}),
+            OWN_HYPERS + len(optimizer.hypers),
+            slots,
+        )
+        for kind, entries in kinds.items()
+    ]
+    for device in {launch.device for launch in launches}:
+        here = [launch for launch in launches if launch.device == device]
+        planned = [e.index for launch in here for e in launch.entries]
+        sums = norm = None
+        if optimizer.sums:
+            totals = optimizer.segment_totals(device)
+            sums = Sums(optimizer.sums, numels, segments, planned, device, totals)
+        if optimizer.clips():
+            norm = Sums(1, numels, [0] * len(params), planned, device)
+        for launch in here:
+            _plan_passes(optimizer, launch, sums, norm)
+    return Plan(params, launches, optimizer.state)
+
+
+def _entry(
+    optimizer: FusedOptimizer, index: int, group_index: int, p: torch.Tensor
+) -> tuple[Kind, Entry]:
+    """A parameter's place in the tables; its missing states are made."""
+    group, state = optimizer.param_groups[group_index], optimizer.state[p]
+    state_tensors.complete(state, p, optimizer.state_layout(p, group))
+    entry = Entry(
+        index=index,
+        group=group_index,
+        param=p,
+        master=state["master_param"] if optimizer.has_master(p) else None,
+        step=state["step"],
+        states=[state[name] for name in optimizer.states(group)],
+        carried=[state[name] for name in optimizer.carried],
+        constants=sum(name in optimizer.constant_states for name in optimizer.states(group)),
+    )
+    kind = Kind(
+        device=p.device,
+        variant=optimizer.variant(group),
+        param_dtype=p.dtype,
+        grad_dtype=p.dtype if p.grad is None else p.grad.dtype,
+        exp_avg_dtype=entry.states[0].dtype,
+        master=entry.master is not None,
+    )
+    return kind, entry
+
+
+def _plan_passes(
+    optimizer: FusedOptimizer, launch: Launch, sums: Sums | None, norm: Sums | None
+) -> None:
+    variant = launch.kind.variant
+    launch.passes = [
+        launch.plan_pass(optimizer.rule, variant | access.variant, sums)
+        for access in optimizer.passes
+    ]
+    if optimizer.survey is not None:
+        launch.survey = launch.plan_pass(optimizer.rule, variant | optimizer.survey.variant, sums)
+    if norm is not None:
+        launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
 
 
 def _addresses_and_sizes(params: list[torch.Tensor]) -> list[list[int]]:

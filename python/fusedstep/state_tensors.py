@@ -13,7 +13,7 @@ class Slot(NamedTuple):
     """An entry of the state."""
 
     dtype: torch.dtype
-    fill: float | None  # what it starts with; None: the parameter's value
+    fill: float | torch.Tensor | None  # what it starts with; None: the parameter's value
     scalar: bool = False  # 0-d instead of the parameter's shape
 
 
@@ -43,6 +43,8 @@ def complete(state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) ->
             state[name] = _fitted(state[name], p, slot)
         elif slot.fill is None:
             state[name] = p.detach().to(slot.dtype, copy=True)
+        elif isinstance(slot.fill, torch.Tensor):
+            state[name] = slot.fill.to(p.device, slot.dtype, copy=True)
         elif slot.scalar:
             state[name] = torch.full((), slot.fill, dtype=slot.dtype, device=p.device)
         else:

@@ -14,7 +14,7 @@ import torch
 
 import fusedstep
 
-from .plan import CHUNK
+from .sums import CHUNK
 
 
 @dataclass(frozen=True)

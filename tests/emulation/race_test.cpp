@@ -6,9 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "core/registry.h"
 #include "core/tensor_lists.h"
-#include "cpu/registry.h"
-#include "cuda_registry.h"
 
 using namespace fusedstep;
 
@@ -149,7 +148,7 @@ class Model {
 };
 
 const CpuKernel* counterpart(const CudaKernel& kernel) {
-  for (const CpuKernel* k = first_cpu_kernel(); k != nullptr; k = k->next)
+  for (const CpuKernel* k = first_kernel<CpuKernel>(); k != nullptr; k = k->next)
     if (k->rule == std::string(kernel.rule) && k->variant == kernel.variant &&
         k->float64 == kernel.float64)
       return k;
@@ -177,7 +176,7 @@ bool agree(const CudaKernel& kernel, const Dtypes& dtypes, bool scaled, bool fad
 
 int main() {
   int compared = 0, different = 0;
-  for (const CudaKernel* k = first_cuda_kernel(); k != nullptr; k = k->next) {
+  for (const CudaKernel* k = first_kernel<CudaKernel>(); k != nullptr; k = k->next) {
     const Dtypes* dtypes = k->float64 ? kDouble : kFloat;
     const int count = k->float64 ? 1 : int(sizeof kFloat / sizeof *kFloat);
     for (int d = 0; d < count; ++d)

@@ -6,7 +6,7 @@ from .numerics import div, ema, max, power, select, sqrt
 
 
 def scalars(hyper, t, carried, opmath):
-    _, lr, beta1, beta2, eps, weight_decay, decoupled = hyper
+    lr, beta1, beta2, eps, weight_decay, decoupled = hyper
     bias_correction1 = 1.0 - power(beta1, t)
     bias_correction2 = 1.0 - power(beta2, t)
     return SimpleNamespace(

@@ -7,7 +7,7 @@ from .numerics import div, ema, max, power, select, sqrt
 
 
 def scalars(hyper, t, carried, opmath):
-    _, lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta, released = hyper
+    lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta, released = hyper
     # L = beta1 L + (1 - beta1) lr
     carried[1] = ema(carried[1], lr, beta1, 1.0 - beta1)
     warm = select((lr != 0.0) & (carried[1] != 0.0), lr / carried[1], 0.0)

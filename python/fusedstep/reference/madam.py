@@ -7,7 +7,7 @@ from .numerics import div, ema, max, power, select, sqrt
 
 
 def scalars(hyper, t, carried, opmath):
-    _, lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta = hyper
+    lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta = hyper
     return SimpleNamespace(
         decay=opmath(select(decoupled != 0.0, 1.0 - lr * weight_decay, 1.0)),
         coupled_decay=opmath(select(decoupled != 0.0, 0.0, weight_decay)),

@@ -1,47 +1,111 @@
 """The reference engine: one tensor at a time, in the order of docs/numerics.md."""
 
 from importlib import import_module
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from .numerics import div, narrow, refuse_flushing, widen
+from .numerics import div, narrow, refuse_flushing, select, sqrt, square, tree, widen
+
+CHUNK = 16384  # elements; N7
+
+# What a rule is unless its module says otherwise (RuleDefaults in csrc/core/rule.h); a tuple holds
+# a value for each variant.
+DEFAULTS = {
+    "SUMS": 0,
+    "EMITS": False,
+    "KEEPS_ABSENT": False,
+    "READS_GRAD": True,
+    "MOVES_PARAM": True,
+    "SERVES_ALL": False,
+    "COUNTS_ALL": False,
+}
+
+
+def module_of(rule: str) -> ModuleType:
+    return import_module(f"{__package__}.{rule}")
+
+
+def facts(rule: str, variant: int) -> SimpleNamespace:
+    """The constants of ``DEFAULTS`` for a variant of a rule."""
+    found = {name: getattr(module_of(rule), name, default) for name, default in DEFAULTS.items()}
+    return SimpleNamespace(
+        **{n: v[variant] if isinstance(v, tuple) else v for n, v in found.items()}
+    )
+
+
+def gradient_coefficient(maximize: float, max_grad_norm: float, norm_sq: float | None):
+    """``min(1, max_grad_norm / (norm + 1e-6))``, negative where the step ascends."""
+    coefficient = np.float64(1.0)
+    if norm_sq is not None and max_grad_norm != np.inf:
+        coefficient = np.float64(max_grad_norm) / (sqrt(np.float64(norm_sq)) + 1e-6)
+        coefficient = select(coefficient > 1.0, 1.0, coefficient)
+    return -coefficient if maximize else coefficient
+
+
+def chunk_sums(out: np.ndarray) -> list[np.float64]:
+    """The sum of squares of every chunk of a tensor (N7)."""
+    squares = square(out)
+    return [tree(squares[i : i + CHUNK]) for i in range(0, len(squares), CHUNK)]
 
 
 def step_tensor(
-    rule, variant, opmath, hyper, t, carried, grad, param, states, master=None, grad_scale=None
+    rule,
+    variant,
+    opmath,
+    hyper,
+    t,
+    carried,
+    grad,
+    param,
+    states,
+    master=None,
+    grad_scale=None,
+    norm_sq=None,
+    sums=None,
 ):
-    """One step of one tensor.
+    """One pass over one tensor.
 
     Args:
         rule: stem of the rule's module.
         variant: bit mask of the rule's template constants.
         opmath: ``np.float32`` or ``np.float64``.
-        hyper: float64 row of hyper-parameters; entry 0 is ``maximize``.
+        hyper: float64 row: maximize, max_grad_norm, the rule's hyper-parameters.
         t: the count of this step, from 1.
         carried: float64 scalars carried from step to step.
-        grad, param, master: ``(dtype name, array)``, bfloat16 as uint16 bits; master may be None.
+        grad, param, master: ``(dtype name, array)``, bfloat16 as uint16 bits; grad is None where
+            the rule reads none, master where there is none.
         states: list of ``(dtype name, array)``.
         grad_scale: float32 loss scale, or None.
+        norm_sq: squared norm to clip by, or None.
+        sums: float64 ``[SUMS]`` of the tensor's segment before this pass.
 
     Returns:
-        ``(param, master, states, carried)``, new arrays of the given dtypes.
+        ``(param, master, states, carried, partial)``: new arrays of the given dtypes, and float64
+        ``[SUMS, chunks]``, what the pass adds to the sums.
     """
     refuse_flushing()
-    module = import_module(f"{__package__}.{rule}")
+    module, rule_facts = module_of(rule), facts(rule, variant)
     carried = np.array(carried, dtype=np.float64)
+    with_sums = [np.asarray(sums), variant] if rule_facts.SUMS else []
+    out = [[]] if rule_facts.SUMS else []
+    hyper = np.asarray(hyper, dtype=np.float64)
     with np.errstate(all="ignore"):
-        s = module.scalars(np.asarray(hyper, dtype=np.float64), int(t), carried, opmath)
-        g = widen(grad[1], grad[0], opmath)
-        if grad_scale is not None:
-            g = div(g, opmath(grad_scale))
-        g = g * opmath(-1 if hyper[0] else 1)
+        s = module.scalars(hyper[2:], int(t), carried, opmath, *with_sums)
+        g = None
+        if grad is not None:
+            g = widen(grad[1], grad[0], opmath)
+            if grad_scale is not None:
+                g = div(g, opmath(grad_scale))
+            g = g * opmath(gradient_coefficient(hyper[0], hyper[1], norm_sq))
         dtype, memory = master or param
         p = widen(memory, dtype, opmath)
         state = [widen(array, dtype, opmath) for dtype, array in states]
-        p = module.update(s, g, p, state, variant)
+        p = module.update(s, g, p, state, variant, *out)
         return (
             narrow(p, param[0]),
             None if master is None else narrow(p, master[0]),
-            [narrow(x, dtype) for x, (dtype, _) in zip(state, states, strict=True)],
+            [narrow(x, dtype) for x, (dtype, _) in zip(state, states, strict=False)],
             carried,
+            [chunk_sums(column) for column in out[0]] if out else [],
         )

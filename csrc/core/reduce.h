@@ -1,0 +1,29 @@
+// The one summation tree (N7): 1,024 lanes, element i in lane i mod 1024, each lane in order; then
+// lanes fold by halving. Elements of a chunk are squared; chunk sums of a segment go through the
+// same tree as they are.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor_lists.h"
+
+namespace fusedstep {
+
+constexpr int kLanes = 1024;
+
+inline namespace FUSEDSTEP_LEVEL {
+
+// Exact for float32.
+template <class T>
+FUSEDSTEP_HD double square(T x) {
+  return double(x) * double(x);
+}
+
+// Folds values[0, n) by halving until `left` of them remain; n and left are powers of two.
+FUSEDSTEP_HD void fold(double* values, int n, int left) {
+  for (int half = n / 2; half >= left; half /= 2)
+    for (int i = 0; i < half; ++i) values[i] = values[i] + values[i + half];
+}
+
+}  // namespace FUSEDSTEP_LEVEL
+}  // namespace fusedstep

@@ -1,0 +1,28 @@
+// The compiled kernels: two lists that <algo>.cpp and <algo>.cu files join when the module is
+// loaded. Plain data, because every level's copy of this code runs before it is known whether the
+// processor has it.
+#pragma once
+
+#include "core/rule.h"
+
+namespace fusedstep {
+
+struct CpuKernel : KernelFacts {
+  const char* level;  // instruction set, "generic" or "x86_64_v3"
+  void (*apply)(const Launch&, int threads);
+  CpuKernel* next;
+};
+
+struct CudaKernel : KernelFacts {
+  // Enqueues one launch and returns at once: nullptr, or what went wrong.
+  const char* (*apply)(const Launch&, int device, void* stream);
+  CudaKernel* next;
+};
+
+// Defined for these two in registry.cpp.
+template <class Kernel>
+void register_kernel(Kernel* kernel);
+template <class Kernel>
+const Kernel* first_kernel();
+
+}  // namespace fusedstep

@@ -1,0 +1,92 @@
+"""What is known of a tensor before an element is touched, and what becomes of its count after."""
+
+import triton
+import triton.language as tl
+
+from .numerics import select, sqrt
+
+# The address table, [columns][N]: param, master, step, states..., carried...
+PARAM, MASTER, STEP, STATE = (tl.constexpr(column) for column in range(4))
+OWN_HYPERS = tl.constexpr(2)  # maximize, max_grad_norm
+TENSORS = tl.constexpr(256)  # counts that the last program advances at once
+
+
+@triton.jit
+def hyper_value(hyper, source, entry, mask):
+    """A hyper-parameter: the value in the table, or what its 0-d tensor holds now."""
+    place = tl.load(source + entry, mask, other=0)
+    wide = place & 1
+    from64 = (place - wide).to(tl.pointer_type(tl.float64))
+    from64 = tl.load(from64, mask & (wide == 1), other=0.0)
+    from32 = place.to(tl.pointer_type(tl.float32))
+    from32 = tl.load(from32, mask & (wide == 0) & (place != 0), other=0.0)
+    value = tl.load(hyper + entry, mask, other=0.0)
+    return tl.where(place == 0, value, tl.where(wide == 1, from64, from32.to(tl.float64)))
+
+
+@triton.jit
+def gradient_coefficient(hyper, source, entry, mask, grad_norm_sq):
+    """``min(1, max_grad_norm / (norm + 1e-6))``, negative where the step ascends."""
+    ascends = hyper_value(hyper, source, entry, mask) != 0.0
+    coefficient = tl.full(entry.shape, 1.0, tl.float64)
+    if grad_norm_sq is not None:
+        max_norm = hyper_value(hyper, source, entry + 1, mask)
+        coefficient = max_norm / (sqrt(tl.load(grad_norm_sq)) + 1e-6)
+        coefficient = select((coefficient > 1.0) | (max_norm == float("inf")), 1.0, coefficient)
+    return select(ascends, -coefficient, coefficient)
+
+
+@triton.jit
+def prologue(
+    address, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors, tensor, mask,
+    faded: tl.constexpr, scalars: tl.constexpr, opmath: tl.constexpr,
+    HYPERS: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, SUMS: tl.constexpr,
+    variant: tl.constexpr,
+):  # fmt: skip
+    """What is known of one tensor, or of a block of them, before an element is touched."""
+    entry = tl.load(row + tensor, mask, other=0) * HYPERS
+    values = ()
+    for j in tl.static_range(OWN_HYPERS, HYPERS):
+        values += (hyper_value(hyper, source, entry + j, mask),)
+    carried = ()
+    for j in tl.static_range(CARRIED):
+        place = tl.load(address + (STATE + STATES + j) * tensors + tensor, mask, other=0)
+        carried += (tl.load(place.to(tl.pointer_type(tl.float64)), mask, other=0.0),)
+    place = tl.load(address + STEP * tensors + tensor, mask, other=0)
+    t = tl.load(place.to(tl.pointer_type(tl.int64)), mask, other=0) + 1
+    if SUMS > 0:
+        place = tl.load(segment + tensor, mask, other=0)
+        place = tl.load(segment_sums + place, mask, other=0).to(tl.pointer_type(tl.float64))
+        sums = ()
+        for k in tl.static_range(SUMS):
+            sums += (tl.load(place + k, mask, other=0.0),)
+        s, advanced = scalars(values, t, carried, opmath, sums, variant)
+    else:
+        s, advanced = scalars(values, t, carried, opmath)
+    coefficient = gradient_coefficient(hyper, source, entry, mask, grad_norm_sq).to(opmath)
+    return s, coefficient, faded(carried), t, advanced
+
+
+@triton.jit
+def advance(
+    address, grad, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors,
+    faded: tl.constexpr, scalars: tl.constexpr, opmath: tl.constexpr, HYPERS: tl.constexpr,
+    STATES: tl.constexpr, CARRIED: tl.constexpr, SUMS: tl.constexpr, COUNTS_ALL: tl.constexpr,
+    variant: tl.constexpr,
+):  # fmt: skip
+    """After the last read of a launch: counts and carried scalars of the tensors that took part."""
+    for first in range(0, tensors, TENSORS):
+        tensor = first + tl.arange(0, TENSORS)
+        here = tensor < tensors
+        if not COUNTS_ALL:
+            here = here & (tl.load(grad + tensor, here, other=0) != 0)
+        _, _, _, t, carried = prologue(
+            address, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors, tensor, here,
+            faded, scalars, opmath, HYPERS, STATES, CARRIED, SUMS, variant,
+        )  # fmt: skip
+        column = address + (STATE + STATES) * tensors + tensor
+        for j in tl.static_range(CARRIED):
+            place = tl.load(column + j * tensors, here, other=0)
+            tl.store(place.to(tl.pointer_type(tl.float64)), carried[j], here)
+        place = tl.load(address + STEP * tensors + tensor, here, other=0)
+        tl.store(place.to(tl.pointer_type(tl.int64)), t, here)

@@ -1,0 +1,27 @@
+"""Sums of squares over segments of the parameters (N7)."""
+
+import triton
+import triton.language as tl
+
+from .numerics import fold
+
+LANES = tl.constexpr(1024)  # of the summation tree
+
+
+@triton.jit
+def arrive(
+    partial, slots, segment_begin, segment_chunks, segment_sums, arrived, here, SUMS: tl.constexpr
+):
+    """Counts a chunk of segment ``here`` in; the last one sums the segment."""
+    tl.debug_barrier()
+    before = tl.atomic_add(arrived + here, 1, sem="acq_rel")
+    if before + 1 == tl.load(segment_chunks + here):
+        begin, end = tl.load(segment_begin + here), tl.load(segment_begin + here + 1)
+        total = tl.load(segment_sums + here).to(tl.pointer_type(tl.float64))
+        for k in tl.static_range(SUMS):
+            lanes = tl.zeros((LANES,), tl.float64)
+            for first in range(begin, end, LANES):
+                slot = first + tl.arange(0, LANES)
+                lanes += tl.load(partial + k * slots + slot, slot < end, other=0.0)
+            tl.store(total + k, fold(lanes))
+        tl.store(arrived + here, 0)

@@ -1,0 +1,73 @@
+"""What an optimizer's state holds, and how it survives saving, loading, copying and pickling."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from . import state_tensors
+from .launch import opmath_of
+from .state_tensors import Slot
+
+
+class KeepsState(torch.optim.Optimizer):
+    """torch's, but states keep their precision: they are not cast to the parameter's dtype."""
+
+    def has_master(self, p: torch.Tensor) -> bool:
+        return self.master_weights and p.dtype.itemsize == 2
+
+    def state_layout(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Slot]:
+        """What the state of a parameter holds, by name."""
+        opmath = opmath_of(p.dtype)
+        layout = {"step": Slot(torch.int64, 0, scalar=True)}
+        layout |= {name: Slot(opmath, fill) for name, fill in self.states(group).items()}
+        if "exp_avg" in layout and self.state_dtype is not None and opmath is torch.float32:
+            layout["exp_avg"] = layout["exp_avg"]._replace(dtype=self.state_dtype)
+        for name, fill in self.carried.items():
+            layout[name] = Slot(torch.float64, fill, scalar=True)
+        if self.has_master(p):
+            layout["master_param"] = Slot(torch.float32, None)
+        return layout
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
+
+        States written by ``torch.optim`` classes of the same algorithm load too; what they lack
+        (group entries, states) starts at its default.
+        """
+        hook = self.register_load_state_dict_pre_hook(
+            lambda _, loaded: setattr(self, "_loading", loaded)
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+            self._loading = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("backend", "master_weights", "state_dtype")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = getattr(self, "_loading", None)
+        if loading is not None:
+            # torch has cast these to the parameter's dtype: take the loaded ones instead.
+            state = {**state, "state": self._adopt(loading, state["param_groups"])}
+        super().__setstate__(state)
+        self._plan, self._checked = None, []
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
+        """Loaded states for this optimizer's parameters, by parameter."""
+        result = defaultdict(dict)
+        for saved, group in zip(loaded["param_groups"], groups, strict=True):
+            for key, p in zip(saved["params"], group["params"], strict=True):
+                if key in loaded["state"]:
+                    layout = self.state_layout(p, {**self.defaults, **group})
+                    where = f"{type(self).__name__}, parameter {key!r}"
+                    result[p] = state_tensors.adopt(where, p, loaded["state"][key], layout)
+        return result

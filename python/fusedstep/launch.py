@@ -1,0 +1,224 @@
+"""One launch's tables: tensor lists, chunks, hyper-parameters, and what a step changes in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .sums import Sums, chunk_counts
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def opmath_of(param_dtype: torch.dtype) -> torch.dtype:
+    """What a parameter's step is computed in (N1)."""
+    return torch.float64 if param_dtype is torch.float64 else torch.float32
+
+
+class Kind(NamedTuple):
+    """What all tensors of one launch have in common."""
+
+    device: torch.device
+    variant: int  # bit mask of the rule's template constants
+    param_dtype: torch.dtype
+    grad_dtype: torch.dtype
+    exp_avg_dtype: torch.dtype
+    master: bool
+
+    @property
+    def opmath(self) -> torch.dtype:
+        return opmath_of(self.param_dtype)
+
+
+class Access(NamedTuple):
+    """What one pass over the parameters touches, as the rule's constants say in csrc/rules."""
+
+    variant: int = 0  # bits added to the launch's variant
+    reads_grad: bool = True
+    reads_param: bool = True
+    moves_param: bool = True
+    moves_states: bool = True
+
+
+class Pass(NamedTuple):
+    """A kernel to run over the tables of a launch."""
+
+    rule: str
+    variant: int
+    sums: Sums | None = None
+    segment: torch.Tensor | None = None  # [N] int64, where there are sums
+
+
+class Entry(NamedTuple):
+    """One tensor of a launch: the memory its step reads and writes."""
+
+    index: int  # in the flat list of the optimizer's parameters
+    group: int
+    param: torch.Tensor
+    master: torch.Tensor | None
+    step: torch.Tensor
+    states: list[torch.Tensor]
+    carried: list[torch.Tensor]
+    constants: int = 0  # the last states, which no pass writes
+
+    def bytes_moved(self, access: Access, grad_dtype: torch.dtype) -> int:
+        """Bytes one pass reads and writes for this tensor."""
+        source = self.param if self.master is None else self.master
+        states = [state.element_size() for state in self.states]
+        moved = states[: len(states) - self.constants] if access.moves_states else []
+        size = access.reads_grad * grad_dtype.itemsize + sum(states) + sum(moved)
+        size += (access.reads_param + access.moves_param) * source.element_size()
+        if self.master is not None:
+            size += access.moves_param * self.param.element_size()
+        return size * self.param.numel()
+
+
+def chunk_table(numels: list[int]) -> np.ndarray:
+    """Rows (tensor, chunk within the tensor), int32 ``[chunks, 2]``; sizes beyond 2^32 are fine."""
+    counts = chunk_counts(numels)
+    tensors = np.repeat(np.arange(len(counts)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([tensors, np.arange(len(tensors)) - first], axis=1).astype(np.int32)
+
+
+@dataclass
+class Launch:
+    """One apply launch. Tables are int64 or as said, on ``device``; N tensors, R rows.
+
+    Attributes:
+        address: ``[columns, N]``: param, master (0: none), step, states, carried scalars.
+        grad: ``[N]``, 0 where a tensor has no gradient in this step.
+        numel, row: ``[N]``.
+        chunk: ``[chunks, 2]``, see :func:`chunk_table`.
+        hyper: ``[R, H]`` float64 values: maximize, max_grad_norm, the rule's.
+        source: ``[R, H]``, 0, or the address of a 0-d tensor to read instead (+1: float64).
+        ticket: ``[1]`` int32, counts blocks that have finished; 0 between launches.
+        slot: ``[N]``, place of the tensor's first chunk among those of all parameters.
+        passes: what a step runs, in order. norm: the pass that sums squared gradients, or None.
+        survey: the pass that brings the sums a step starts from, or None.
+        grad_scale, found_inf: float32 AMP tensors of this step, or None.
+        grads: this step's gradients by ``Entry.index``, only while the launch runs.
+    """
+
+    kind: Kind
+    entries: list[Entry]
+    groups: list[int]  # the parameter group of each row
+    hypers: int
+    slots: np.ndarray  # of every parameter of the optimizer
+    passes: list[Pass] = field(default_factory=list)
+    survey: Pass | None = None
+    norm: Pass | None = None
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
+    grads: list[torch.Tensor | None] | None = None
+    handles: dict = field(default_factory=dict)  # what a backend keeps for this launch
+
+    def __post_init__(self):
+        numels = [e.param.numel() for e in self.entries]
+        columns = [
+            [_address(t) for t in (e.param, e.master, e.step, *e.states, *e.carried)]
+            for e in self.entries
+        ]
+        self.elements = sum(numels)
+        self.index = np.array([e.index for e in self.entries])
+        self.chunk = torch.from_numpy(chunk_table(numels)).to(self.device)
+        self.address = self._int64(columns).t().contiguous()
+        self.numel = self._int64(numels)
+        self.row = self._int64([self.groups.index(e.group) for e in self.entries])
+        self.slot = self._int64(self.slots[self.index])
+        self.ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
+
+        # What changes from step to step stands together, so that one copy brings it all.
+        size = len(numels) + 2 * len(self.groups) * self.hypers
+        self._table = torch.zeros(size, dtype=torch.int64, device=self.device)
+        self.grad, self.hyper, self.source = self._split(self._table)
+        on_host = self.device.type == "cpu"
+        self._host = self._table if on_host else torch.zeros_like(self._table, device="cpu")
+        self._sent = None if on_host else self._host.clone()
+        parts = (part.numpy() for part in self._split(self._host))
+        self._host_grad, self._host_hyper, self._host_source = parts
+        self._values: list[tuple] = [()] * len(self.groups)
+
+    device = property(lambda self: self.kind.device)
+    opmath = property(lambda self: self.kind.opmath)
+    float64 = property(lambda self: self.opmath is torch.float64)
+    param_dtype = property(lambda self: self.kind.param_dtype)
+    grad_dtype = property(lambda self: self.kind.grad_dtype)
+    exp_avg_dtype = property(lambda self: self.kind.exp_avg_dtype)
+    master = property(lambda self: self.kind.master)
+
+    def _int64(self, values) -> torch.Tensor:
+        return torch.tensor(np.asarray(values, dtype=np.int64), device=self.device)
+
+    def _split(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shape = (len(self.groups), self.hypers)
+        size = shape[0] * shape[1]
+        grad, hyper, source = table.split([len(self.entries), size, size])
+        return grad, hyper.view(torch.float64).view(shape), source.view(shape)
+
+    def plan_pass(self, rule: str, variant: int, sums: Sums | None) -> Pass:
+        segment = None if sums is None else self._int64(sums.segments[self.index])
+        return Pass(rule, variant, sums, segment)
+
+    def fields(self, work: Pass) -> dict[str, int]:
+        """The native ``Launch`` struct's members for a pass, as integers."""
+        tables = ("chunk", "numel", "row", "address", "grad", "hyper", "source", "ticket", "slot")
+        sums = {}
+        if work.sums is not None:
+            sums = {"segment": work.segment.data_ptr(), **work.sums.fields()}
+        return {
+            "tensors": len(self.entries),
+            "chunks": len(self.chunk),
+            "elements": self.elements,
+            "hypers": self.hypers,
+            **{name: getattr(self, name).data_ptr() for name in tables},
+            **sums,
+            "param_dtype": DTYPE_CODES[self.param_dtype],
+            "grad_dtype": DTYPE_CODES[self.grad_dtype],
+            "exp_avg_dtype": DTYPE_CODES[self.exp_avg_dtype],
+            "master": int(self.master),
+        }
+
+    def grad_norm_sq(self, work: Pass) -> torch.Tensor | None:
+        """The squared norm by which a pass clips gradients: float64 ``[1]``, or None."""
+        return None if self.norm is None or work is self.norm else self.norm.sums.totals[0]
+
+    def bytes_moved(self, access: Access) -> int:
+        """Bytes one pass over all tensors reads and writes; no column faded."""
+        return sum(e.bytes_moved(access, self.grad_dtype) for e in self.entries)
+
+    def grad_bytes(self) -> int:
+        return self.grad_dtype.itemsize * self.elements
+
+    def set_hypers(self, row: int, values: tuple) -> None:
+        """Bring a row up to date: floats by value, 0-d tensors on this device by address."""
+        floats = not any(isinstance(v, torch.Tensor) for v in values)
+        if floats and values == self._values[row]:
+            return
+        self._values[row] = values
+        for j, value in enumerate(values):
+            by_address = isinstance(value, torch.Tensor) and value.device == self.device
+            self._host_hyper[row, j] = 0.0 if by_address else float(value)
+            self._host_source[row, j] = (
+                value.data_ptr() + (value.dtype is torch.float64) if by_address else 0
+            )
+
+    def hyper_row(self, group: int) -> list[float]:
+        """The values a parameter group is updated with now; reads device tensors."""
+        return [float(value) for value in self._values[self.groups.index(group)]]
+
+    def send(self, addresses: np.ndarray) -> None:
+        """Write this step's gradient addresses; at most one copy to the device."""
+        self._host_grad[:] = addresses[self.index]
+        if self._sent is None or torch.equal(self._host, self._sent):
+            return
+        # Pinned memory of torch's allocator is not handed out again before the copy has ended.
+        self._table.copy_(self._host.pin_memory(), non_blocking=True)
+        self._sent.copy_(self._host)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

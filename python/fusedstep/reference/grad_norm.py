@@ -1,0 +1,12 @@
+"""The squared norm of all gradients: ``csrc/rules/grad_norm.h`` in numpy."""
+
+SUMS, EMITS, MOVES_PARAM = 1, True, False
+
+
+def scalars(hyper, t, carried, opmath, sums, variant):
+    return None
+
+
+def update(s, g, p, state, variant, out):
+    out[:] = [g]
+    return p

@@ -1,0 +1,105 @@
+"""The numpy reference as a backend: tensors to numpy and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .launch import Entry, Launch, Pass
+from .reference.multi_tensor_apply import facts, step_tensor
+from .reference.numerics import tree
+from .sums import CHUNK, Sums
+
+
+class ReferenceBackend:
+    """The numpy reference: slow, and the law. CUDA tensors travel to the host and back."""
+
+    name = "reference"
+
+    def why_not(self, device: torch.device) -> str | None:
+        return None
+
+    def apply(self, launch: Launch, work: Pass) -> None:
+        found_inf = None if work is launch.survey else launch.found_inf
+        if found_inf is not None and found_inf.item() != 0:
+            return
+        rule = facts(work.rule, work.variant)
+        for tensor in launch.entries:
+            present = launch.grads[tensor.index] is not None
+            partial = 0.0
+            if present or rule.SERVES_ALL:
+                partial = self._step(launch, work, rule, tensor)
+            if rule.MOVES_PARAM and (present or rule.COUNTS_ALL):
+                tensor.step.add_(1)
+            if rule.EMITS and not (rule.KEEPS_ABSENT and not present and not rule.SERVES_ALL):
+                chunks = -(-tensor.param.numel() // CHUNK)
+                slot = int(launch.slots[tensor.index])
+                work.sums.partial[:, slot : slot + chunks] = torch.as_tensor(partial)
+        if rule.EMITS:
+            _finish_sums(launch, work.sums)
+
+    def _step(self, launch: Launch, work: Pass, rule, tensor: Entry) -> np.ndarray:
+        """One pass over one tensor; returns what it adds to the sums of its segment."""
+        norm_sq, sums = launch.grad_norm_sq(work), None
+        if work.sums is not None:
+            sums = work.sums.totals[work.sums.segments[tensor.index]].tolist()
+        grad = launch.grads[tensor.index] if rule.READS_GRAD else None
+        param, master, states, carried, partial = step_tensor(
+            work.rule,
+            work.variant,
+            np.float64 if launch.float64 else np.float32,
+            launch.hyper_row(tensor.group),
+            tensor.step.item() + 1,
+            [c.item() for c in tensor.carried],
+            None if grad is None else _to_numpy(grad),
+            _to_numpy(tensor.param),
+            [_to_numpy(state) for state in tensor.states],
+            _to_numpy(tensor.master) if launch.master else None,
+            None if launch.grad_scale is None else launch.grad_scale.item(),
+            None if norm_sq is None else norm_sq.item(),
+            sums,
+        )
+        if rule.MOVES_PARAM:
+            _copy_back(tensor.param, param)
+            if launch.master:
+                _copy_back(tensor.master, master)
+            for target, value in zip(tensor.carried, carried, strict=True):
+                target.fill_(float(value))
+        for target, value in zip(tensor.states, states, strict=False):
+            _copy_back(target, value)
+        return np.array(partial, dtype=np.float64)
+
+
+def _finish_sums(launch: Launch, sums: Sums) -> None:
+    """Count a launch's chunks in, and sum every segment that is complete."""
+    for tensor in launch.entries:
+        segment = int(sums.segments[tensor.index])
+        sums.arrived[segment] += -(-tensor.param.numel() // CHUNK)
+    for segment in {int(sums.segments[tensor.index]) for tensor in launch.entries}:
+        if sums.arrived[segment].item() == sums.chunks[segment].item():
+            sums.arrived[segment] = 0
+            begin, end = sums.begin[segment].item(), sums.begin[segment + 1].item()
+            for k, partial in enumerate(sums.partial[:, begin:end].cpu().numpy()):
+                with np.errstate(all="ignore"):
+                    sums.totals[segment][k] = float(tree(partial))
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense tensor's elements in the order of its memory: 1-d view."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def _to_numpy(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
+    flat = _flat(tensor).cpu()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype is torch.bfloat16:
+        return name, flat.view(torch.int16).numpy().view(np.uint16)
+    return name, flat.numpy()
+
+
+def _copy_back(target: torch.Tensor, value: np.ndarray) -> None:
+    if target.dtype is torch.bfloat16:
+        source = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    else:
+        source = torch.from_numpy(np.ascontiguousarray(value))
+    _flat(target).copy_(source)
