@@ -8,6 +8,7 @@ step and a skipped one, gradients with zeros, subnormals, huge values, inf and N
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -27,29 +28,46 @@ class Case:
     second_group: tuple[tuple[str, Any], ...] = (("lr", 3e-4), ("maximize", True))
 
 
-def _cases(name: str, cls: type, second=(), forms=("paper",)) -> list[Case]:
+def _cases(name: str, cls: type, second=(), common=(), **axes: tuple) -> list[Case]:
+    """A case for every combination of the options in ``axes``; ids name what is chosen."""
     group = (("lr", 3e-4), ("maximize", True), *second)
-    options = {
-        "-".join([name, *([form] if len(forms) > 1 else []), *(["amsgrad"] if amsgrad else [])]): (
-            ("form", form), ("amsgrad", amsgrad), ("weight_decay", 0.1),
-        )
-        for form in forms
-        for amsgrad in (False, True)
-    }  # fmt: skip
-    return [Case(id, cls, chosen, group) for id, chosen in options.items()]
+    cases = []
+    for values in product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        words = [v if isinstance(v, str) else k for k, v in chosen.items() if v]
+        options = (*common, *chosen.items())
+        cases.append(Case("-".join([name, *words]), cls, options, group))
+    return cases
 
 
-_COUPLED = (("decoupled_weight_decay", False),)
-_BOTH = ("paper", "released")
+_COUPLED, _DECAY = (("decoupled_weight_decay", False),), (("weight_decay", 0.1),)
+_FORMS, _FLAG = ("paper", "released"), (False, True)
 CASES: list[Case] = [
-    *_cases("adamw", fusedstep.AdamW),
-    *_cases("adam", fusedstep.Adam),
-    *_cases("madam", fusedstep.MAdam, _COUPLED, _BOTH),
-    *_cases("lamadam", fusedstep.LaMAdam, _COUPLED, _BOTH),
+    *_cases("adamw", fusedstep.AdamW, (), _DECAY, amsgrad=_FLAG),
+    *_cases("adam", fusedstep.Adam, (), _DECAY, amsgrad=_FLAG),
+    *_cases("madam", fusedstep.MAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
+    *_cases("lamadam", fusedstep.LaMAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
     # beta_prod vanishes within the scenario, so the column is no longer read
     Case("madam-faded", fusedstep.MAdam, (("beta2_range", (1e-3, 2e-3)),)),
     Case("lamadam-faded", fusedstep.LaMAdam, (("beta2_range", (1e-3, 2e-3)), ("beta2_init", 1e-3))),
-]
+    *_cases(
+        "laprop", fusedstep.LaProp, (), (*_DECAY, ("centered_start", 2)),
+        form=_FORMS, amsgrad=_FLAG, centered=_FLAG,
+    ),
+    *_cases("adamomentum", fusedstep.AdaMomentum, _COUPLED, _DECAY, amsgrad=_FLAG),
+    *_cases("avagrad", fusedstep.AvaGrad, (("eps", 1e-3),), _DECAY, form=_FORMS),
+    *_cases("avagradw", fusedstep.AvaGradW, (), _DECAY, form=_FORMS),
+    Case("avagrad-skip_zero", fusedstep.AvaGrad, (("skip_zero_second_moment", True),)),
+    *_cases("delayed_adam", fusedstep.DelayedAdam, (), _DECAY),
+    *_cases(
+        "madgrad", fusedstep.MADGRAD, (("decoupled_weight_decay", True),), _DECAY, form=_FORMS
+    ),
+    Case("madgrad-momentum0", fusedstep.MADGRAD, (("momentum", 0.0),)),
+    *_cases("lamb", fusedstep.LAMB, (("weight_decay", 0.0),)),
+    # one norm over both groups, by which only the first is clipped
+    Case("adamw-clipped", fusedstep.AdamW, (("max_grad_norm", 1.0),), (("max_grad_norm", None),)),
+    Case("laprop-clipped", fusedstep.LaProp, (("max_grad_norm", 1e9), ("form", "released"))),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,7 +183,9 @@ class Scenario:
 
     def step(self, t: int) -> None:
         """Step ``t`` of the scenario, from 0."""
-        special = t == 2
+        # A NaN in a norm reaches every parameter, and nothing could be compared after it.
+        spreads = self.case.cls.sums or "max_grad_norm" in dict(self.case.options)
+        special = t == (STEPS - 1 if spreads else 2)
         for i, (p, layout) in enumerate(zip(self.params, self.layouts, strict=True)):
             g = gradient(p.shape, self.generator, special and i % 2 == 0).to(self.device)
             p.grad = None if t == 1 and i % 3 == 1 else _like(layout, g, self.mode.grad)
@@ -177,12 +197,18 @@ class Scenario:
         self.optimizer.step()
 
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """Every stored value: parameters and all of the state."""
+        """Every stored value: parameters, all of the state, and the norm of the gradients."""
         result = {}
         for i, p in enumerate(self.params):
             result[f"param {i}"] = p.detach().cpu().clone()
             for name, value in self.optimizer.state[p].items():
                 result[f"param {i}, {name}"] = value.cpu().clone()
+        for g, group in enumerate(self.optimizer.param_groups):
+            for name, value in group.items():
+                if isinstance(value, torch.Tensor):
+                    result[f"group {g}, {name}"] = value.cpu().clone()
+        if self.optimizer.last_grad_norm is not None:
+            result["last_grad_norm"] = self.optimizer.last_grad_norm.cpu()
         return result
 
 

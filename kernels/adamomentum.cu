@@ -1,0 +1,5 @@
+#include "rules/adamomentum.h"
+
+#include "multi_tensor_apply.cuh"
+
+static const fusedstep::RegisterRule<fusedstep::AdaMomentum, fusedstep::CudaEngine> registered;

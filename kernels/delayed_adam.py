@@ -1,0 +1,40 @@
+"""Delayed Adam: ``csrc/rules/delayed_adam.h`` in Triton."""
+
+import triton
+import triton.language as tl
+
+from .numerics import div, ema, power, select, sqrt
+
+STATES = 2
+
+
+@triton.jit
+def scalars(hyper, t, carried, opmath: tl.constexpr):
+    lr, beta1, beta2, eps, weight_decay = hyper
+    bias_correction1 = 1.0 - power(beta1, t)
+    bias_correction2 = 1.0 - power(beta2, t - 1)  # of v as the last step left it
+    s = (
+        weight_decay.to(opmath),
+        beta1.to(opmath),
+        (1.0 - beta1).to(opmath),
+        beta2.to(opmath),
+        (1.0 - beta2).to(opmath),
+        (lr * sqrt(bias_correction2) / bias_correction1).to(opmath),
+        (eps * sqrt(bias_correction2)).to(opmath),
+    )
+    return s, carried
+
+
+@triton.jit
+def update(s, g, p, state, variant: tl.constexpr):
+    coupled_decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, eps = s
+    m, v = state[0], state[1]
+    # g += wd p
+    g = select(coupled_decay != 0.0, g + coupled_decay * p, g)
+    # m = beta1 m + (1 - beta1) g
+    m = ema(m, g, beta1, one_minus_beta1)
+    # p -= lr sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2))
+    p = select(v != 0.0, p - div(step_size * m, sqrt(v) + eps), p)
+    # v = beta2 v + (1 - beta2) g^2
+    v = ema(v, g * g, beta2, one_minus_beta2)
+    return p, (m, v)

@@ -1,0 +1,5 @@
+#include "rules/madgrad.h"
+
+#include "multi_tensor_apply.cuh"
+
+static const fusedstep::RegisterRule<fusedstep::MADGRAD, fusedstep::CudaEngine> registered;

@@ -1,0 +1,57 @@
+"""MADGRAD: ``csrc/rules/madgrad.h`` in Triton."""
+
+import triton
+import triton.language as tl
+
+from .numerics import cbrt, div, ema, float64, select, sqrt
+
+STATES, READ_ONLY, COUNTS_ALL = (3, 2), (1, 0), True  # by variant
+
+
+@triton.jit
+def scalars(hyper, t, carried, opmath: tl.constexpr):
+    lr, momentum, weight_decay, eps, decoupled, released = hyper
+    # released: lr + eps, unless lr is 0
+    lr = select((released != 0.0) & (lr != 0.0), lr + eps, lr)
+    s = (
+        select(decoupled != 0.0, lr * weight_decay, float64(0.0)).to(opmath),
+        select(decoupled != 0.0, float64(0.0), weight_decay).to(opmath),
+        momentum.to(opmath),
+        (1.0 - momentum).to(opmath),
+        (lr * sqrt(t.to(tl.float64))).to(opmath),
+        eps.to(opmath),
+    )
+    return s, carried
+
+
+@triton.jit
+def dual(x0, sum, nu, eps):
+    """``x0 - sum / (cbrt(nu) + eps)``"""
+    root = cbrt(nu) + eps
+    return select(root == 0.0, x0, x0 - div(sum, root))
+
+
+@triton.jit
+def update(s, g, p, state, variant: tl.constexpr):
+    decay, coupled_decay, momentum, one_minus_momentum, lamb, eps = s
+    without_momentum: tl.constexpr = variant & 1
+    nu, sum = state[0], state[1]
+    before = p
+    # coupled: g += wd p
+    g = select(coupled_decay != 0.0, g + coupled_decay * p, g)
+    # momentum 0: x0 = p + s / (cbrt(nu) + eps)
+    x0 = dual(p, -sum, nu, eps) if without_momentum else state[2]
+    # nu += lam g^2,  s += lam g
+    nu = nu + lamb * (g * g)
+    sum = sum + lamb * g
+    # z = x0 - s / (cbrt(nu) + eps)
+    z = dual(x0, sum, nu, eps)
+    # p = (1 - c) p + c z
+    if without_momentum:
+        p = select(g == 0.0, p, z)
+        new_state = (nu, sum)
+    else:
+        p = ema(p, z, momentum, one_minus_momentum)
+        new_state = (nu, sum, x0)
+    # decoupled: p -= lr wd p, of p before the step
+    return select(decay != 0.0, p - decay * before, p), new_state

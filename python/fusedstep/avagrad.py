@@ -1,0 +1,132 @@
+"""AvaGrad and AvaGradW."""
+
+from __future__ import annotations
+
+import torch
+
+from . import checks
+from .launch import Access
+from .optimizer import FusedOptimizer
+
+SURVEY = Access(2, reads_grad=False, reads_param=False, moves_param=False, moves_states=False)
+
+
+class AvaGrad(FusedOptimizer):
+    r"""Delayed Adam whose per-coordinate rates eta are divided by their root mean square.
+
+    .. code-block:: text
+
+        eta = 1/(sqrt(v) + eps)
+        m = beta1 m + (1 - beta1) g
+        p = p - lr eta / sqrt(mean over all parameters of eta^2) m               form="paper"
+        v = beta2 v + (1 - beta2) g^2
+        t > 1: p = p - lr gamma/(1 - beta1^t) m / (sqrt(v)/sqrt(1 - beta2^(t-1)) + eps)   released
+        v as above;  gamma = (mean over the group of q^-2)^(-1/2),
+        q = sqrt(v before)/sqrt(1 - beta2^t) + eps,  for the step after
+
+    The mean of the next step is summed while v is in registers: one pass over memory.
+
+    Args:
+        params: parameters or parameter groups, all on one device, all of one ``form``.
+        lr: learning rate.
+        betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1).
+        eps: added to the root of the second moment; > 0 in the parameter's arithmetic. A change of
+            a 0-d tensor is seen by the mean one step late.
+        weight_decay: wd, added to the gradient as ``wd p`` (AvaGradW: decay before the step).
+        skip_zero_second_moment: leave coordinates whose v is 0 out of the mean. One coordinate that
+            never had a gradient has eta = 1/eps, which dominates the mean where eps is small.
+        form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
+        maximize, max_grad_norm, backend, master_weights, state_dtype: see
+            :class:`~fusedstep.optimizer.FusedOptimizer`.
+
+    State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` in float32 (float64 for float64); in the
+    released form each group keeps ``eta_sq_sum``, float64 (sum, count), for gamma. 28 bytes per
+    float32 parameter and step.
+
+    Source: Savarese et al., "Domain-Independent Dominance of Adaptive Methods" (2021), Algorithm 1.
+    """
+
+    rule = "avagrad"
+    constants = ("released",)
+    hypers = (
+        "lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay",
+        "skip_zero_second_moment",
+    )  # fmt: skip
+    sums = 2
+    _decoupled = False
+
+    def __init__(
+        self,
+        params,
+        lr=0.1,
+        betas=(0.9, 0.999),
+        eps=0.1,
+        weight_decay=0.0,
+        skip_zero_second_moment=False,
+        **common,
+    ):
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "skip_zero_second_moment": skip_zero_second_moment,
+        }
+        super().__init__(params, defaults, **common)
+
+    @property
+    def survey(self):
+        """The paper's mean is that of v now; released code takes the group's, a step old."""
+        return None if self.param_groups[0]["form"] == "released" else SURVEY
+
+    def segments(self):
+        groups = self.param_groups
+        if len({group["form"] for group in groups}) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: groups have different forms; the paper's mean goes over "
+                f"all of them. Use one form, or an optimizer for each."
+            )
+        released = groups[0]["form"] == "released"
+        return [g if released else 0 for g, group in enumerate(groups) for _ in group["params"]]
+
+    def segment_totals(self, device):
+        if self.survey is not None:
+            return None
+        totals = []
+        for group in self.param_groups:
+            kept = torch.as_tensor(group.get("eta_sq_sum", (0.0, 0.0)), dtype=torch.float64)
+            if any(p.device == device for p in group["params"]):
+                kept = group["eta_sq_sum"] = kept.to(device)
+            totals.append(kept.to(device))
+        return totals
+
+    def surveyed_on(self):
+        return tuple(
+            value for g in self.param_groups for value in (g["eps"], g["skip_zero_second_moment"])
+        )
+
+    def states(self, group):
+        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+    def hyper_values(self, group):
+        return (
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            self._decoupled,
+            group["skip_zero_second_moment"],
+        )
+
+    def check_group(self, where, group):
+        super().check_group(where, group)
+        checks.betas(where, group["betas"])
+        checks.eps_stays(where, group["eps"], 1.0, group["params"])
+
+
+class AvaGradW(AvaGrad):
+    """AvaGrad with decoupled weight decay, ``p = p (1 - lr wd)`` before the step; otherwise as
+    :class:`AvaGrad`.
+    """
+
+    _decoupled = True

@@ -1,0 +1,51 @@
+"""Delayed Adam."""
+
+from __future__ import annotations
+
+from . import checks
+from .optimizer import FusedOptimizer
+
+
+class DelayedAdam(FusedOptimizer):
+    r"""Adam that divides by the second moment of the step before.
+
+    .. code-block:: text
+
+        m = beta1 m + (1 - beta1) g
+        p = p - lr/(1 - beta1^t) m / (sqrt(v)/sqrt(1 - beta2^(t-1)) + eps)    where v > 0
+        v = beta2 v + (1 - beta2) g^2
+
+    The first step only accumulates: v is 0 then.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1).
+        eps: added to the root of the second moment; >= 0.
+        weight_decay: wd, added to the gradient as ``wd p``.
+        maximize, max_grad_norm, backend, master_weights, state_dtype: see
+            :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same here.
+
+    State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` in float32 (float64 for float64). 28 bytes
+    per float32 parameter and step.
+
+    Source: Savarese et al., "Domain-Independent Dominance of Adaptive Methods" (2021), section 8.
+    Departure: coordinates whose v is still 0 take no step.
+    """
+
+    rule = "delayed_adam"
+    hypers = ("lr", "beta1", "beta2", "eps", "weight_decay")
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, **common):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, **common)
+
+    def states(self, group):
+        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+    def hyper_values(self, group):
+        return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+
+    def check_group(self, where, group):
+        super().check_group(where, group)
+        checks.betas(where, group["betas"])
