@@ -6,7 +6,7 @@ import triton.language as tl
 from .numerics import div, ema, float64, power, select, sqrt
 
 # by variant: bit 0 released, bit 1 survey
-STATES, SUMS, EMITS, KEEPS_ABSENT = 2, 2, True, (True, False, True, False)
+STATES, SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, 2, True, True, (True, False, True, False)
 SERVES_ALL = (False, False, True, True)
 READS_GRAD = READS_PARAM = MOVES_PARAM = (True, True, False, False)
 READ_ONLY = (0, 0, 2, 2)

@@ -113,10 +113,11 @@ def multi_tensor_apply(
     partial, slots, slot, segment, segment_begin, segment_chunks, segment_sums, arrived, tensors,
     chunks, faded: tl.constexpr, scalars: tl.constexpr, update: tl.constexpr, variant: tl.constexpr,
     HYPERS: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, FADING: tl.constexpr,
-    SUMS: tl.constexpr, EMITS: tl.constexpr, KEEPS_ABSENT: tl.constexpr, READS_GRAD: tl.constexpr,
-    READS_PARAM: tl.constexpr, MOVES_PARAM: tl.constexpr, READ_ONLY: tl.constexpr,
-    SERVES_ALL: tl.constexpr, COUNTS_ALL: tl.constexpr, opmath: tl.constexpr,
-    param_dtype: tl.constexpr, grad_dtype: tl.constexpr, exp_avg_dtype: tl.constexpr,
+    SUMS: tl.constexpr, EMITS: tl.constexpr, COUNTED: tl.constexpr, KEEPS_ABSENT: tl.constexpr,
+    READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr, MOVES_PARAM: tl.constexpr,
+    READ_ONLY: tl.constexpr, SERVES_ALL: tl.constexpr, COUNTS_ALL: tl.constexpr,
+    opmath: tl.constexpr, param_dtype: tl.constexpr, grad_dtype: tl.constexpr,
+    exp_avg_dtype: tl.constexpr,
     masters: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -187,7 +188,7 @@ def multi_tensor_apply(
                         tl.store(place + k * slots, 0.0, gradient == 0)
                 arrive(
                     partial, slots, segment_begin, segment_chunks, segment_sums, arrived,
-                    tl.load(segment + tensor), SUMS,
+                    tl.load(segment + tensor), SUMS, COUNTED,
                 )  # fmt: skip
 
         # A ticket says that its program has read what the last one to finish overwrites.
@@ -213,6 +214,7 @@ DEFAULTS = {
     "FADING": -1,
     "SUMS": 0,
     "EMITS": False,
+    "COUNTED": False,
     "KEEPS_ABSENT": False,
     "READS_GRAD": True,
     "READS_PARAM": True,

@@ -36,6 +36,7 @@ template <class Rule>
 __device__ void sum_segment(const Launch& launch, std::int64_t segment) {
   const std::int64_t begin = launch.segment_begin[segment];
   const std::int64_t end = launch.segment_begin[segment + 1];
+  double sums[Rule::kSums];
   for (int k = 0; k < Rule::kSums; ++k) {
     // Other blocks wrote these in this launch: not from the first-level cache.
     const volatile double* partial = launch.partial + k * launch.slots;
@@ -44,9 +45,10 @@ __device__ void sum_segment(const Launch& launch, std::int64_t segment) {
 #pragma unroll
       for (int i = 0; i < kThreadLanes; ++i)
         if (first + i * kThreads < end) lanes[i] = lanes[i] + partial[first + i * kThreads];
-    const double sum = fold_block<1>(lanes);
-    if (threadIdx.x == 0) sums_of(launch, segment)[k] = sum;
+    sums[k] = fold_block<1>(lanes);
   }
+  if (threadIdx.x != 0 || (Rule::kCounted && sums[Rule::kSums - 1] == 0.0)) return;
+  for (int k = 0; k < Rule::kSums; ++k) sums_of(launch, segment)[k] = sums[k];
 }
 
 // Says that a chunk's sums are stored (by thread 0). All threads of the block call it.

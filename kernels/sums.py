@@ -10,7 +10,15 @@ LANES = tl.constexpr(1024)  # of the summation tree
 
 @triton.jit
 def arrive(
-    partial, slots, segment_begin, segment_chunks, segment_sums, arrived, here, SUMS: tl.constexpr
+    partial,
+    slots,
+    segment_begin,
+    segment_chunks,
+    segment_sums,
+    arrived,
+    here,
+    SUMS: tl.constexpr,
+    COUNTED: tl.constexpr,
 ):
     """Counts a chunk of segment ``here`` in; the last one sums the segment."""
     tl.debug_barrier()
@@ -18,10 +26,14 @@ def arrive(
     if before + 1 == tl.load(segment_chunks + here):
         begin, end = tl.load(segment_begin + here), tl.load(segment_begin + here + 1)
         total = tl.load(segment_sums + here).to(tl.pointer_type(tl.float64))
+        sums = ()
         for k in tl.static_range(SUMS):
             lanes = tl.zeros((LANES,), tl.float64)
             for first in range(begin, end, LANES):
                 slot = first + tl.arange(0, LANES)
                 lanes += tl.load(partial + k * slots + slot, slot < end, other=0.0)
-            tl.store(total + k, fold(lanes))
+            sums += (fold(lanes),)
+        there = sums[SUMS - 1] != 0.0 if COUNTED else True
+        for k in tl.static_range(SUMS):
+            tl.store(total + k, sums[k], there)
         tl.store(arrived + here, 0)

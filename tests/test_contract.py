@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import fusedstep
@@ -11,6 +12,7 @@ import torch
 from fusedstep import testing
 from fusedstep.backends import CpuBackend
 from fusedstep.optimizer import FusedOptimizer
+from fusedstep.plan import GRAD_NORM
 
 from tests import emulation
 
@@ -63,7 +65,7 @@ def test_every_stem_is_in_every_room(rule):
 def test_every_rule_in_a_room_has_a_class():
     stems = {path.stem for path in (ROOT / "csrc/rules").iterdir()}
     stems |= {path.stem for path in (ROOT / "kernels").glob("*.cu")}
-    assert stems == set(RULES)
+    assert stems == {*RULES, GRAD_NORM}
 
 
 def test_every_class_is_in_the_bit_matrix():
@@ -85,20 +87,27 @@ def test_every_template_constant_is_in_the_bit_matrix():
 def test_columns_agree_with_the_kernels(cls):
     native, emulated = CpuBackend(), emulation.load()
     p = torch.nn.Parameter(torch.ones(1))
-    for options in ({}, {"amsgrad": True}, {"form": "released"}):
+    for options in ({}, {"amsgrad": True}, {"form": "released"}, {"momentum": 0.0}):
         if not options.keys() <= cls([p]).defaults.keys():
             continue
         optimizer = cls([p], **options)
         group = optimizer.param_groups[0]
         variant = optimizer.variant(group)
         assert len(optimizer.hyper_values(group)) == len(cls.hypers)
-        for float64 in (False, True):
+        states = list(optimizer.states(group))
+        constant = sum(name in cls.constant_states for name in states)
+        surveys = [] if optimizer.survey is None else [optimizer.survey]
+        for access, float64 in product([*cls.passes, *surveys], (False, True)):
             for kernel in (
-                native.module.cpu_kernel(cls.rule, variant, float64, native.level),
-                emulated.cuda_kernel(cls.rule, variant, float64),
+                native.module.cpu_kernel(cls.rule, variant | access.variant, float64, native.level),
+                emulated.cuda_kernel(cls.rule, variant | access.variant, float64),
             ):
+                assert kernel.reads_grad == access.reads_grad
+                assert kernel.reads_param == access.reads_param
+                assert kernel.moves_param == access.moves_param
+                assert kernel.read_only == (constant if access.moves_states else len(states))
                 assert kernel.hypers == len(cls.hypers)
-                assert kernel.states == len(optimizer.states(group))
+                assert kernel.states == len(states)
                 assert kernel.carried == len(cls.carried)
                 assert kernel.sums == cls.sums
 
@@ -121,12 +130,22 @@ def test_reference_imports_numpy_and_itself_only():
 ARROWS = {  # file: what it may use of the package
     "checks.py": set(),
     "sums.py": set(),
+    "sparse.py": set(),
     "launch.py": {"sums"},
     "reference_backend.py": {"launch", "reference", "sums"},
     "backends.py": {"launch", "reference_backend"},
     "state_tensors.py": {"checks"},
     "keeps_state.py": {"launch", "state_tensors"},
-    "plan.py": {"launch", "sums", "backends", "checks", "state_tensors", "_native", "optimizer"},
+    "plan.py": {
+        "launch",
+        "sums",
+        "sparse",
+        "backends",
+        "checks",
+        "state_tensors",
+        "_native",
+        "optimizer",
+    },
     "optimizer.py": {"plan", "launch", "backends", "checks", "keeps_state"},
 }
 
@@ -141,7 +160,7 @@ def test_algorithms_use_the_front_end_only():
     for cls in OPTIMIZERS:
         path = PACKAGE / f"{cls.rule}.py"
         used = {m.split(".")[1] for m in imports(path) if m.startswith("fusedstep.")}
-        assert used <= {"optimizer", "checks", *RULES} - {cls.rule}
+        assert used <= {"optimizer", "checks", "launch", *RULES} - {cls.rule}
 
 
 def test_arrows_in_native_code():

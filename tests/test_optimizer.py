@@ -35,7 +35,8 @@ def test_a_parameter_counts_its_own_steps(cls):
         if t % 2:
             params[1].grad = None
         optimizer.step()
-    assert [int(optimizer.state[p]["step"]) for p in params] == [6, 3, 6]
+    own = cls is not fusedstep.MADGRAD  # whose k is one for all
+    assert [int(optimizer.state[p]["step"]) for p in params] == [6, 3 if own else 6, 6]
 
 
 def test_counts_match_torchs_adamw_per_parameter():

@@ -141,30 +141,71 @@ def test_options_changed_between_steps_take_effect():
         optimizer.step()
 
 
-BYTES = {
-    "AdamW": (28, 36),
-    "Adam": (28, 36),
-    "MAdam": (44, 52),
-    "LaMAdam": (44, 52),
-}
+BYTES = [  # per float32 parameter and step
+    ("AdamW", {}, 28),
+    ("AdamW", {"amsgrad": True}, 36),
+    ("AdamW", {"max_grad_norm": 1.0}, 32),
+    ("Adam", {}, 28),
+    ("MAdam", {}, 44),
+    ("MAdam", {"amsgrad": True}, 52),
+    ("LaMAdam", {}, 44),
+    ("LaProp", {}, 28),
+    ("LaProp", {"amsgrad": True}, 36),
+    ("LaProp", {"centered": True}, 36),
+    ("LaProp", {"amsgrad": True, "centered": True}, 44),
+    ("AdaMomentum", {}, 28),
+    ("AdaMomentum", {"amsgrad": True}, 36),
+    ("AvaGrad", {}, 28),
+    ("AvaGrad", {"form": "released"}, 28),
+    ("AvaGradW", {}, 28),
+    ("DelayedAdam", {}, 28),
+    ("MADGRAD", {}, 32),
+    ("MADGRAD", {"momentum": 0.0}, 28),
+    ("LAMB", {"max_grad_norm": None}, 40),
+    ("LAMB", {}, 44),
+]
 
 
-@pytest.mark.parametrize("name", BYTES)
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_bytes_per_parameter(name, amsgrad):
-    (launch,) = launches(getattr(fusedstep, name)(params((1000,)), amsgrad=amsgrad))
-    assert launch.bytes_moved() == 1000 * BYTES[name][amsgrad]
+def named(value):
+    return "-".join(value) or "plain" if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize("name, options, expected", BYTES, ids=named)
+def test_bytes_per_parameter(name, options, expected):
+    optimizer = getattr(fusedstep, name)(params((600,), (400,)), **options)
+    optimizer.step()
+    assert optimizer.bytes_moved() == 1000 * expected
 
 
 def test_bytes_of_16_bit_modes():
-    ps = params((10,), dtype=torch.bfloat16)
-    (launch,) = launches(fusedstep.AdamW(ps))
-    assert launch.bytes_moved() == 10 * (2 + 2 + 2 + 16)
-    (launch,) = launches(fusedstep.AdamW(params((10,), dtype=torch.bfloat16), master_weights=True))
-    assert launch.bytes_moved() == 10 * (2 + 2 + 8 + 16)
-    options = {"master_weights": True, "state_dtype": torch.bfloat16}
-    (launch,) = launches(fusedstep.AdamW(params((10,), dtype=torch.bfloat16), **options))
-    assert launch.bytes_moved() == 10 * (2 + 2 + 8 + 4 + 8)
+    def moved(**options):
+        optimizer = fusedstep.AdamW(params((10,), dtype=torch.bfloat16), **options)
+        optimizer.step()
+        return optimizer.bytes_moved()
+
+    assert moved() == 10 * (2 + 2 + 2 + 16)
+    assert moved(master_weights=True) == 10 * (2 + 2 + 8 + 16)
+    assert moved(master_weights=True, state_dtype=torch.bfloat16) == 10 * (2 + 2 + 8 + 4 + 8)
+
+
+PASSES = [("AvaGrad", {}, 1), ("LAMB", {"max_grad_norm": None}, 2), ("LAMB", {}, 3)]
+
+
+@pytest.mark.parametrize("name, options, expected", PASSES, ids=named)
+def test_passes_over_memory(name, options, expected, monkeypatch):
+    calls = []
+    backend = BACKENDS["cpu"]
+    apply = backend.apply
+
+    def counted(launch, work):
+        calls.append(work)
+        apply(launch, work)
+
+    optimizer = getattr(fusedstep, name)(params((600,), (400,)), **options)
+    optimizer.step()  # the first may survey the states
+    monkeypatch.setattr(backend, "apply", counted)
+    optimizer.step()
+    assert len(calls) == expected
 
 
 @pytest.mark.parametrize("shapes", ["ragged", "strided", "empty"])

@@ -1,11 +1,10 @@
 """Small models and their training, shared by the tests of behaviour."""
 
-import fusedstep
 import pytest
 import torch
 from fusedstep import testing
 
-CLASSES = [fusedstep.AdamW, fusedstep.Adam, fusedstep.MAdam, fusedstep.LaMAdam]
+CLASSES = sorted({case.cls for case in testing.CASES}, key=lambda cls: cls.__name__)
 every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__.lower())
 
 

@@ -201,6 +201,7 @@ void finish_sums(const Launch& launch) {
     const std::int64_t segment = launch.segment[launch.chunk[i].tensor];
     if (++launch.arrived[segment] != launch.segment_chunks[segment]) continue;
     launch.arrived[segment] = 0;
+    double sums[Rule::kSums];
     for (int k = 0; k < Rule::kSums; ++k) {
       const double* partial = launch.partial + k * launch.slots;
       const std::int64_t begin = launch.segment_begin[segment];
@@ -208,8 +209,10 @@ void finish_sums(const Launch& launch) {
       for (std::int64_t s = begin; s < launch.segment_begin[segment + 1]; ++s)
         lanes[(s - begin) % kLanes] += partial[s];
       fold(lanes, kLanes, 1);
-      sums_of(launch, segment)[k] = lanes[0];
+      sums[k] = lanes[0];
     }
+    if (Rule::kCounted && sums[Rule::kSums - 1] == 0.0) continue;
+    for (int k = 0; k < Rule::kSums; ++k) sums_of(launch, segment)[k] = sums[k];
   }
 }
 

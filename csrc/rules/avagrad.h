@@ -15,7 +15,8 @@ struct AvaGrad : RuleDefaults {
   static constexpr const char* kName = "avagrad";
   static constexpr unsigned kVariants = 4;
   static constexpr int kHypers = 7, kStates = 2, kSums = 2;
-  static constexpr bool kEmits = true, kKeepsAbsent = !kReleased, kServesAll = kSurvey;
+  static constexpr bool kEmits = true, kCounted = true;
+  static constexpr bool kKeepsAbsent = !kReleased, kServesAll = kSurvey;
   static constexpr bool kReadsGrad = !kSurvey, kReadsParam = !kSurvey;
   static constexpr bool kMovesParam = !kSurvey;
   static constexpr int kReadOnly = kSurvey ? 2 : 0;

@@ -113,11 +113,16 @@ def parameter(where: str, p: torch.Tensor) -> None:
         )
 
 
-def gradient(where: str, p: torch.Tensor, g: torch.Tensor) -> None:
-    """Require a gradient that fits its parameter."""
-    if g.layout is not torch.strided:
+def is_sparse(g: torch.Tensor | None) -> bool:
+    return g is not None and g.layout is not torch.strided
+
+
+def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str | None) -> None:
+    """Require a gradient that fits its parameter; a sparse one where there is no reason not to."""
+    if is_sparse(g) and (why_not_sparse or g.layout is not torch.sparse_coo):
         raise ValueError(
-            f"{where} has a gradient of layout {g.layout}; sparse gradients are not supported. "
+            f"{where} has a gradient of layout {g.layout}; "
+            f"{why_not_sparse or 'of the sparse layouts only torch.sparse_coo is supported'}. "
             f"Build the layer with sparse=False or densify the gradient (`p.grad.to_dense()`)."
         )
     allowed = {p.dtype} | ({torch.float32} if p.dtype.itemsize == 2 else set())

@@ -83,6 +83,11 @@ class MADGRAD(FusedOptimizer):
         layout["step"] = layout["step"]._replace(fill=count)  # one k for all
         return layout
 
+    def why_not_sparse(self, group):
+        if self.variant(group) == 0 or group["weight_decay"] != 0:
+            return "sparse gradients need momentum=0 and weight_decay=0"
+        return "sparse gradients and max_grad_norm do not go together" if self.clips() else None
+
     def hyper_values(self, group):
         return (
             group["lr"],

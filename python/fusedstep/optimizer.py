@@ -100,6 +100,10 @@ class FusedOptimizer(KeepsState):
         """The hyper-parameters that the sums depend on: a change calls for a survey."""
         return ()
 
+    def why_not_sparse(self, group: dict[str, Any]) -> str | None:
+        """Why parameters of a group cannot have sparse gradients; None where they can."""
+        return "sparse gradients are not supported"
+
     def check_group(self, where: str, group: dict[str, Any]) -> None:
         """Raise on a hyper-parameter outside its range."""
         checks.max_grad_norm(where, group["max_grad_norm"])
@@ -141,6 +145,10 @@ class FusedOptimizer(KeepsState):
         _refuse_capture(self._plan.launches)
         if addresses.any():
             self._run(self._plan, rows, addresses, grads)
+        if self._plan.touched:
+            for touched in self._plan.touched.values():
+                touched.put_back()
+            self._plan = None
         return loss
 
     def _run(self, plan: Plan, rows: list[tuple], addresses, grads: list) -> None:

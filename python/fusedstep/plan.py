@@ -18,6 +18,7 @@ import torch
 from . import checks, state_tensors
 from .backends import choose
 from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
+from .sparse import Touched
 from .sums import Sums
 
 if TYPE_CHECKING:
@@ -48,8 +49,15 @@ def gatherer():
 class Plan:
     """The launches of one optimizer's step, and the facts they were planned on."""
 
-    def __init__(self, params: list[torch.Tensor], launches: list[Launch], state: dict):
+    def __init__(
+        self,
+        params: list[torch.Tensor],
+        launches: list[Launch],
+        state: dict,
+        touched: dict[int, Touched],
+    ):
         self.launches = launches
+        self.touched = touched  # by parameter; such a plan is for one step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         self._dtypes = [planned.get(i) for i in range(len(params))]
         codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
@@ -78,14 +86,16 @@ class Plan:
     def collect(self, groups: list[list[torch.Tensor]]) -> tuple[np.ndarray, list] | None:
         """This step's gradients and their addresses, or None where the plan no longer fits."""
         try:
-            if gatherer() is not None:
+            if gatherer() is not None and not self.touched:
                 grads = gatherer().gather(groups, *self._buffers)
                 if grads is not None:
                     return self._found, grads
             params = [p for group in groups for p in group]
             if not np.array_equal(_addresses_and_sizes(params), self._planned[:2]):
                 return None
-            grads = [p.grad for p in params]
+            grads = [
+                self.touched[i].grad if i in self.touched else p.grad for i, p in enumerate(params)
+            ]
             if not self._fit(params, grads):
                 return None
             # An empty tensor has no address, yet takes its step: any number but 0 will do.
@@ -97,7 +107,7 @@ class Plan:
     def _fit(self, params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> bool:
         """Give gradients their parameter's layout; False where one is not as planned."""
         for i, g in enumerate(grads):
-            if g is None:
+            if g is None or i in self.touched:
                 continue
             if g.dtype is not self._dtypes[i] or g.shape != params[i].shape:
                 return False
@@ -119,7 +129,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         checks.parameter(where, p)
         choose(optimizer.backend, p.device)
         if p.grad is not None:
-            checks.gradient(where, p, p.grad)
+            checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
         layout = optimizer.state_layout(p, group)
         state_tensors.check(where, optimizer.state.get(p, {}), p, layout)
     checks.no_overlap([(places[i][0], params[i]) for i in wanted])
@@ -132,9 +142,10 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     groups = [g for g, group in enumerate(optimizer.param_groups) for _ in group["params"]]
     numels = [p.numel() for p in params]
     slots = Sums.slots(numels)
+    touched = {i: Touched(params[i].grad) for i in wanted if checks.is_sparse(params[i].grad)}
     kinds: dict[Kind, list[Entry]] = {}
     for i in wanted:
-        kind, entry = _entry(optimizer, i, groups[i], params[i])
+        kind, entry = _entry(optimizer, i, groups[i], params[i], touched.get(i))
         kinds.setdefault(kind, []).append(entry)
     launches = [
         Launch(
@@ -157,22 +168,27 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             norm = Sums(1, numels, [0] * len(params), planned, device)
         for launch in here:
             _plan_passes(optimizer, launch, sums, norm)
-    return Plan(params, launches, optimizer.state)
+    return Plan(params, launches, optimizer.state, touched)
 
 
 def _entry(
-    optimizer: FusedOptimizer, index: int, group_index: int, p: torch.Tensor
+    optimizer: FusedOptimizer,
+    index: int,
+    group_index: int,
+    p: torch.Tensor,
+    touched: Touched | None,
 ) -> tuple[Kind, Entry]:
     """A parameter's place in the tables; its missing states are made."""
     group, state = optimizer.param_groups[group_index], optimizer.state[p]
     state_tensors.complete(state, p, optimizer.state_layout(p, group))
+    memory = (lambda full: full) if touched is None else touched.gather
     entry = Entry(
         index=index,
         group=group_index,
-        param=p,
-        master=state["master_param"] if optimizer.has_master(p) else None,
+        param=memory(p),
+        master=memory(state["master_param"]) if optimizer.has_master(p) else None,
         step=state["step"],
-        states=[state[name] for name in optimizer.states(group)],
+        states=[memory(state[name]) for name in optimizer.states(group)],
         carried=[state[name] for name in optimizer.carried],
         constants=sum(name in optimizer.constant_states for name in optimizer.states(group)),
     )

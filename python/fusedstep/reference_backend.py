@@ -36,7 +36,7 @@ class ReferenceBackend:
                 slot = int(launch.slots[tensor.index])
                 work.sums.partial[:, slot : slot + chunks] = torch.as_tensor(partial)
         if rule.EMITS:
-            _finish_sums(launch, work.sums)
+            _finish_sums(launch, work.sums, rule.COUNTED)
 
     def _step(self, launch: Launch, work: Pass, rule, tensor: Entry) -> np.ndarray:
         """One pass over one tensor; returns what it adds to the sums of its segment."""
@@ -70,7 +70,7 @@ class ReferenceBackend:
         return np.array(partial, dtype=np.float64)
 
 
-def _finish_sums(launch: Launch, sums: Sums) -> None:
+def _finish_sums(launch: Launch, sums: Sums, counted: bool) -> None:
     """Count a launch's chunks in, and sum every segment that is complete."""
     for tensor in launch.entries:
         segment = int(sums.segments[tensor.index])
@@ -79,9 +79,10 @@ def _finish_sums(launch: Launch, sums: Sums) -> None:
         if sums.arrived[segment].item() == sums.chunks[segment].item():
             sums.arrived[segment] = 0
             begin, end = sums.begin[segment].item(), sums.begin[segment + 1].item()
-            for k, partial in enumerate(sums.partial[:, begin:end].cpu().numpy()):
-                with np.errstate(all="ignore"):
-                    sums.totals[segment][k] = float(tree(partial))
+            with np.errstate(all="ignore"):
+                found = [float(tree(x)) for x in sums.partial[:, begin:end].cpu().numpy()]
+            if not counted or found[-1] != 0:
+                sums.totals[segment].copy_(torch.tensor(found, dtype=torch.float64))
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

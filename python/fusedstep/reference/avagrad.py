@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from .numerics import div, ema, power, select, sqrt
 
 # by variant: bit 0 released, bit 1 survey
-SUMS, EMITS, KEEPS_ABSENT = 2, True, (True, False, True, False)
+SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, True, True, (True, False, True, False)
 SERVES_ALL = (False, False, True, True)
 READS_GRAD = MOVES_PARAM = (True, True, False, False)
 

@@ -14,6 +14,7 @@ CHUNK = 16384  # elements; N7
 DEFAULTS = {
     "SUMS": 0,
     "EMITS": False,
+    "COUNTED": False,
     "KEEPS_ABSENT": False,
     "READS_GRAD": True,
     "MOVES_PARAM": True,

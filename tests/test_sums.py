@@ -1,0 +1,244 @@
+"""Sums of squares (N7) and what is made of them: clipping, AvaGrad's mean, LAMB's ratios."""
+
+import fusedstep
+import numpy as np
+import pytest
+import torch
+from fusedstep import testing
+from fusedstep.reference.numerics import tree
+from fusedstep.sums import CHUNK
+
+from tests.conftest import TESTED_BACKENDS, device_of
+
+NORMED = [
+    (fusedstep.AvaGrad, {}),
+    (fusedstep.AvaGrad, {"form": "released"}),
+    (fusedstep.LAMB, {}),
+    (fusedstep.MAdam, {"max_grad_norm": 1.0}),
+]
+each_normed = pytest.mark.parametrize(
+    "cls, options", NORMED, ids=lambda x: x.__name__ if isinstance(x, type) else "-".join(x) or None
+)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 1023, 1024, 1025, 5000, CHUNK])
+def test_the_tree_is_the_one_of_the_law(n):
+    values = np.random.default_rng(0).lognormal(0, 9, n)
+    lanes = [0.0] * 1024
+    for i, value in enumerate(values.tolist()):
+        lanes[i % 1024] += value
+    half = 512
+    while half:
+        lanes = [lanes[i] + lanes[i + half] for i in range(half)]
+        half //= 2
+    assert tree(values) == lanes[0]
+    assert tree(values) == pytest.approx(np.sum(values))
+
+
+def parameters(sizes, dtypes, device):
+    generator = torch.Generator().manual_seed(1)
+    params = []
+    for i, n in enumerate(sizes):
+        dtype = dtypes[i % len(dtypes)]
+        values = torch.randn(n, generator=generator, dtype=torch.float64)
+        params.append(torch.nn.Parameter(values.to(device, dtype)))
+        params[-1].grad = torch.randn(n, generator=generator, dtype=torch.float64).to(device, dtype)
+    return params
+
+
+def stored(backend, cls, options, sizes, dtypes=(torch.float32,), steps=3, every=1):
+    """What is stored after some steps; of the parameters, one in ``every`` has a gradient."""
+    params = parameters(sizes, dtypes, device_of(backend))
+    for i, p in enumerate(params):
+        p.grad = p.grad if i % every == 0 else None
+    half = len(params) // 2
+    groups = [{"params": params[:half]}, {"params": params[half:], "lr": 0.02}]
+    optimizer = cls(groups, backend=backend, **options)
+    for t in range(steps):
+        params[0].grad = None if t == 1 else torch.ones_like(params[0])
+        optimizer.step()
+    found = {f"param {i}": p.detach().cpu() for i, p in enumerate(params)}
+    if optimizer.last_grad_norm is not None:
+        found["norm"] = optimizer.last_grad_norm.cpu()
+    return found
+
+
+@each_normed
+@pytest.mark.parametrize("backend", TESTED_BACKENDS)
+def test_a_sum_may_span_launches(backend, cls, options):
+    """Parameters of three dtypes are three launches; their squares are one sum."""
+    sizes = [5, 700, CHUNK + 3, 33, 1, 2 * CHUNK, 0, 77]
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    got = stored(backend, cls, options, sizes, dtypes)
+    assert not testing.differences(got, stored("reference", cls, options, sizes, dtypes))
+
+
+@each_normed
+@pytest.mark.parametrize("backend", TESTED_BACKENDS)
+def test_more_chunks_than_lanes(backend, cls, options):
+    """Chunks go round the lanes more than twice, also those of parameters that take no part."""
+    sizes = [1 + i % 5 for i in range(2500)]
+    every = 1 if backend.startswith("cpu") else 100  # a program each, interpreted or emulated
+    got = stored(backend, cls, options, sizes, steps=2, every=every)
+    want = stored("reference", cls, options, sizes, steps=2, every=every)
+    assert not testing.differences(got, want)
+
+
+@each_normed
+def test_threads_do_not_matter(cls, options):
+    sizes = [5 * CHUNK + 17, 3, 2 * CHUNK]
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(stored("cpu", cls, options, sizes))
+    finally:
+        torch.set_num_threads(threads)
+    assert not testing.differences(found[0], found[1])
+    assert not testing.differences(found[0], found[2])
+
+
+def test_the_norm_is_there_to_log(backend, device):
+    (p, q) = parameters([3000, 50], (torch.float32,), device)
+    norm = torch.cat([p.grad, q.grad]).double().norm()
+    before = p.grad.clone()
+    optimizer = fusedstep.LaProp([p, q], max_grad_norm=0.5, backend=backend)
+    assert optimizer.last_grad_norm is None
+    optimizer.step()
+    assert torch.equal(p.grad, before)
+    assert (optimizer.last_grad_norm.dtype, optimizer.last_grad_norm.shape) == (torch.float64, ())
+    assert optimizer.last_grad_norm.device.type == device
+    torch.testing.assert_close(optimizer.last_grad_norm, norm, rtol=1e-14, atol=0)
+
+
+def test_an_infinite_limit_measures_and_never_clips(backend, device):
+    (p,), (q,) = (parameters([3000], (torch.float32,), device) for _ in range(2))
+    fusedstep.MAdam([p], backend=backend).step()
+    optimizer = fusedstep.MAdam([q], backend=backend, max_grad_norm=float("inf"))
+    optimizer.step()
+    assert torch.equal(p, q) and float(optimizer.last_grad_norm) > 0
+
+
+def test_a_limit_may_be_a_tensor_and_change(backend, device):
+    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    limit = torch.tensor(2.0, device=device)
+    a = fusedstep.AdamW([p], backend=backend, max_grad_norm=limit)
+    b = fusedstep.AdamW([q], backend=backend, max_grad_norm=2.0)
+    for value in (2.0, 0.5):
+        limit.fill_(value)
+        b.param_groups[0]["max_grad_norm"] = value
+        a.step()
+        b.step()
+    assert torch.equal(p, q)
+
+
+def test_a_limit_set_later_is_obeyed(backend, device):
+    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    a = fusedstep.AdamW([p], backend=backend, eps=1.0)
+    b = fusedstep.AdamW([q], backend=backend, eps=1.0)
+    a.step()
+    b.step()
+    a.param_groups[0]["max_grad_norm"] = 0.1
+    a.step()
+    b.step()
+    assert a.last_grad_norm is not None and not torch.equal(p, q)
+
+
+@each_normed
+def test_a_skipped_step_leaves_the_sums(cls, options, backend, device):
+    def play(skip):
+        params = parameters([3000, 20], (torch.float32,), device)
+        optimizer = cls(params, backend=backend, **options)
+        for t in range(4):
+            for p in params:
+                p.grad = torch.full_like(p, torch.inf if t == skip else 0.1 + t * (t != skip))
+            optimizer.found_inf = torch.tensor(float(t == skip), device=device)
+            if t != 1 or skip == 1:
+                optimizer.step()
+        return [p.detach().cpu() for p in params]
+
+    for a, b in zip(play(1), play(None), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_avagrads_mean_survives_saving(form):
+    case = testing.Case("avagrad", fusedstep.AvaGrad, (("form", form),))
+    whole, first, second = (
+        testing.Scenario(case, testing.MODES[0], "ragged", "cpu") for _ in "123"
+    )
+    for t in range(3):
+        whole.step(t)
+        first.step(t)
+        second.generator.set_state(first.generator.get_state())
+    with torch.no_grad():
+        for p, q in zip(second.params, first.params, strict=True):
+            p.copy_(q)
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    for t in range(3, 5):
+        whole.step(t)
+        second.step(t)
+    assert not testing.differences(second.snapshot(), whole.snapshot())
+
+
+def test_avagrad_sees_a_changed_eps(backend, device):
+    """In the paper form the mean belongs to the eps of this step, not of the one before."""
+    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    a = fusedstep.AvaGrad([p], backend=backend, eps=0.1)
+    a.step()
+    with torch.no_grad():
+        q.copy_(p)
+    a.param_groups[0]["eps"] = 0.5
+    b = fusedstep.AvaGrad([q], backend=backend, eps=0.5)
+    b.load_state_dict(a.state_dict())
+    a.step()
+    b.step()
+    assert torch.equal(p, q)
+
+
+def refused(match, make, error=ValueError):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_bad_limits_are_refused():
+    (p,) = parameters([3], (torch.float32,), "cpu")
+    for value in (0.0, -1.0, float("nan")):
+        refused("max_grad_norm is", lambda value=value: fusedstep.AdamW([p], max_grad_norm=value))
+
+
+def test_forms_of_avagrad_do_not_mix():
+    p, q = parameters([3, 4], (torch.float32,), "cpu")
+    groups = [{"params": [p]}, {"params": [q], "form": "released"}]
+    before = p.detach().clone()
+    refused("groups have different forms", fusedstep.AvaGrad(groups).step)
+    assert torch.equal(p, before)
+
+
+def test_momentum_of_madgrad_does_not_come_or_go():
+    (p,) = parameters([3], (torch.float32,), "cpu")
+    optimizer = fusedstep.MADGRAD([p], momentum=0.0)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    refused("momentum is 0.9, but its parameters have stepped without momentum", optimizer.step)
+
+
+@pytest.mark.parametrize(
+    "cls, options",
+    [
+        (fusedstep.LaProp, {"eps": 1e-44}),
+        (fusedstep.AdaMomentum, {"eps": 0.0}),
+        (fusedstep.AvaGrad, {"eps": 1e-50}),
+    ],
+)
+def test_an_eps_that_vanishes_is_refused(cls, options):
+    (p,) = parameters([3], (torch.float32,), "cpu")
+    refused("would divide 0 by 0", lambda: cls([p], **options))
+
+
+def test_a_norm_over_two_devices_is_refused():
+    p = torch.nn.Parameter(torch.ones(3))
+    q = torch.nn.Parameter(torch.ones(3, device="meta"))
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        fusedstep.LaProp([p, q], max_grad_norm=1.0, backend="reference").step()
