@@ -33,7 +33,7 @@ test: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 audit: $(VENV)/built
-	$(BIN)/python -m pytest -s tests/audit $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/audit $(ARGS)
 
 CPP := $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 

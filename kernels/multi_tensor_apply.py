@@ -1,13 +1,9 @@
 """The Triton engine: one launch for the whole model, through tables that live on the device.
 
-A rule's module gives ``STATES`` and the functions ``scalars`` and ``update``, and what it has of
-``DEFAULTS`` (csrc/core/rule.h); the engine never names a rule.
+A rule's module gives ``STATES`` and the functions ``scalars`` and ``update``, and what differs from
+the ``DEFAULTS`` of launch.py (see csrc/core/rule.h); the engine never names a rule.
 """
 
-from importlib import import_module
-
-import numpy as np
-import torch
 import triton
 import triton.language as tl
 
@@ -69,8 +65,12 @@ def apply_block(
     state = ()
     for k in tl.static_range(len(states)):
         state_mask = fading if k == FADING else mask
-        dtype: tl.constexpr = exp_avg_dtype if k == 0 else opmath
-        state += (load(states[k], begin, offsets, state_mask, dtype, opmath, WHOLE),)
+        state += (
+            load(
+                states[k], begin, offsets, state_mask, exp_avg_dtype if k == 0 else opmath, opmath,
+                WHOLE,
+            ),
+        )  # fmt: skip
 
     # after all loads are under way: a division that waits for one would hold up the others
     if READS_GRAD:
@@ -84,8 +84,10 @@ def apply_block(
 
     for k in tl.static_range(len(states) - READ_ONLY):
         state_mask = fading if k == FADING else mask
-        dtype: tl.constexpr = exp_avg_dtype if k == 0 else opmath
-        store(states[k], begin, offsets, state_mask, state[k], dtype, WHOLE)
+        store(
+            states[k], begin, offsets, state_mask, state[k], exp_avg_dtype if k == 0 else opmath,
+            WHOLE,
+        )  # fmt: skip
     if MOVES_PARAM:
         if master is not None:
             store(master, begin, offsets, mask, p, tl.float32, WHOLE)
@@ -200,80 +202,3 @@ def multi_tensor_apply(
                     faded, scalars, opmath, HYPERS, STATES, CARRIED, SUMS, COUNTS_ALL, variant,
                 )  # fmt: skip
                 tl.store(ticket, 0)
-
-
-@triton.jit
-def never_faded(carried):
-    return tl.full((), False, tl.int1)
-
-
-# What a rule is unless its module says otherwise; a tuple holds a value for each variant.
-DEFAULTS = {
-    "faded": never_faded,
-    "CARRIED": 0,
-    "FADING": -1,
-    "SUMS": 0,
-    "EMITS": False,
-    "COUNTED": False,
-    "KEEPS_ABSENT": False,
-    "READS_GRAD": True,
-    "READS_PARAM": True,
-    "MOVES_PARAM": True,
-    "READ_ONLY": 0,
-    "SERVES_ALL": False,
-    "COUNTS_ALL": False,
-}
-DTYPES = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
-# one stage: a block's loads must not be moved before an earlier block's stores
-OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
-
-
-def constants(launch, work) -> dict:
-    """What one compiled kernel is for."""
-    rule = import_module(f"{__package__}.{work.rule}")
-    facts = {name: getattr(rule, name, default) for name, default in DEFAULTS.items()}
-    facts["STATES"] = rule.STATES
-    facts = {
-        name: fact[work.variant] if isinstance(fact, tuple) else fact
-        for name, fact in facts.items()
-    }
-    # 16 bytes of opmath for each of a program's threads: more spends registers, and with them
-    # programs on a multiprocessor. The interpreter's cost is in calls, not in elements.
-    block = 2048 if INTERPRETED else 2048 // launch.opmath.itemsize
-    return {
-        **facts,
-        "scalars": rule.scalars,
-        "update": rule.update,
-        "variant": work.variant,
-        "HYPERS": launch.hypers,
-        "opmath": DTYPES[launch.opmath],
-        "param_dtype": DTYPES[launch.param_dtype],
-        "grad_dtype": DTYPES[launch.grad_dtype],
-        "exp_avg_dtype": DTYPES[launch.exp_avg_dtype],
-        "masters": bool(launch.master),
-        "BLOCK": LANES.value if facts["EMITS"] else block,
-    }
-
-
-def apply(launch, work) -> None:
-    """Enqueue one pass over all tensors of ``launch`` on the current stream."""
-    chunks, sums = launch.chunk.shape[0], work.sums
-    found_inf = None if work is launch.survey else launch.found_inf
-    tables = (None,) * 8
-    if sums is not None:
-        tables = (
-            sums.partial, sums.partial.shape[1], launch.slot, work.segment, sums.begin,
-            sums.chunks, sums.address, sums.arrived,
-        )  # fmt: skip
-    with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
-        multi_tensor_apply[(max(chunks, 1),)](
-            launch.address, launch.grad, launch.numel, launch.row, launch.chunk, launch.hyper,
-            launch.source, launch.grad_scale, found_inf, launch.grad_norm_sq(work), launch.ticket,
-            *tables, launch.numel.numel(), chunks, **constants(launch, work), **OPTIONS,
-        )  # fmt: skip

@@ -156,7 +156,6 @@ def square(x):
 def fold(lanes):
     """The sum of a block by halving (N7)."""
     if lanes.shape[0] > 1:
-        low, high = tl.split(tl.trans(tl.reshape(lanes, (2, lanes.shape[0] // 2))))
-        return fold(low + high)
+        return fold(tl.sum(tl.reshape(lanes, (2, lanes.shape[0] // 2)), 0))
     else:
         return tl.sum(lanes, 0)  # of one

@@ -45,6 +45,7 @@ def prologue(
 ):  # fmt: skip
     """What is known of one tensor, or of a block of them, before an element is touched."""
     entry = tl.load(row + tensor, mask, other=0) * HYPERS
+    coefficient = gradient_coefficient(hyper, source, entry, mask, grad_norm_sq).to(opmath)
     values = ()
     for j in tl.static_range(OWN_HYPERS, HYPERS):
         values += (hyper_value(hyper, source, entry + j, mask),)
@@ -63,7 +64,6 @@ def prologue(
         s, advanced = scalars(values, t, carried, opmath, sums, variant)
     else:
         s, advanced = scalars(values, t, carried, opmath)
-    coefficient = gradient_coefficient(hyper, source, entry, mask, grad_norm_sq).to(opmath)
     return s, coefficient, faded(carried), t, advanced
 
 
@@ -90,3 +90,8 @@ def advance(
             tl.store(place.to(tl.pointer_type(tl.float64)), carried[j], here)
         place = tl.load(address + STEP * tensors + tensor, here, other=0)
         tl.store(place.to(tl.pointer_type(tl.int64)), t, here)
+
+
+@triton.jit
+def never_faded(carried):
+    return tl.full((), False, tl.int1)

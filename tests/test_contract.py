@@ -177,7 +177,8 @@ def test_arrows_in_native_code():
 
 
 def test_python_engines_name_no_rule():
-    engines = [ROOT / "kernels/multi_tensor_apply.py", PACKAGE / "reference/multi_tensor_apply.py"]
+    engines = [ROOT / f"kernels/{name}.py" for name in ("multi_tensor_apply", "launch", "prologue")]
+    engines += [PACKAGE / "reference/multi_tensor_apply.py"]
     for path in [*engines, *(PACKAGE / f"{name}.py" for name in ("plan", "optimizer", "backends"))]:
         words = set(re.findall(r"\w+", path.read_text().lower()))
         assert not words & set(RULES), path

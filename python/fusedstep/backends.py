@@ -133,7 +133,7 @@ class TritonBackend:
         if self.absent:
             return self.absent
         if self.engine is None:
-            self.engine, self.absent = _import("fusedstep.kernels.multi_tensor_apply")
+            self.engine, self.absent = _import("fusedstep.kernels.launch")
             if self.absent:
                 return self.absent
         if device.type not in ("cuda", "cpu"):

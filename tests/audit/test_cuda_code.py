@@ -44,6 +44,11 @@ def compiled(kernel: Path, architecture: str) -> tuple[str, str, str]:
         return ptx, sass(cubin) if disassembler("cuobjdump") else "", result.stderr
 
 
+def only_reads(function: str) -> bool:
+    """Whether a kernel sums and moves nothing: the norm of gradients, AvaGrad's survey."""
+    return bool(re.search(r"GradNormI|AvaGradI[fd]Lj[23]", function.split("\n")[0]))
+
+
 @pytest.fixture
 def code(kernel, architecture):
     return compiled(kernel, architecture)
@@ -51,10 +56,10 @@ def code(kernel, architecture):
 
 @each_architecture
 @each_kernel
-def test_ptx_obeys_the_numerics_law(code):
+def test_ptx_obeys_the_numerics_law(code, kernel):
     ptx, _, _ = code
-    assert "div.rn.f32" in ptx and "sqrt.rn.f64" in ptx
     assert not forbidden(ptx)
+    assert "sqrt.rn.f64" in ptx and (kernel.stem == "grad_norm" or "div.rn.f32" in ptx)
 
 
 @each_architecture
@@ -81,9 +86,12 @@ def test_accesses_are_16_bytes_wide(code):
     ptx, machine_code, _ = code
     for entry in ptx.split(".entry ")[1:]:
         assert re.search(r"ld\.global\.v4\.[ubf]32|ld\.global\.v2\.[ubf]64", entry)
-        assert re.search(r"st\.global\.v4\.[ubf]32|st\.global\.v2\.[ubf]64", entry)
+        assert only_reads(entry) or re.search(
+            r"st\.global\.v4\.[ubf]32|st\.global\.v2\.[ubf]64", entry
+        )
     assert "ld.global.nc" not in ptx  # counts are written by the last block of the same launch
     if not machine_code:
         pytest.skip("no cuobjdump on PATH or in triton's package: only PTX was inspected")
     for function in machine_code.split("Function :")[1:]:
-        assert re.search(r"LDG\.E\.128", function) and re.search(r"STG\.E\.128", function)
+        assert re.search(r"LDG\.E\.128", function)
+        assert only_reads(function) or re.search(r"STG\.E\.128", function)

@@ -1,0 +1,100 @@
+"""How a kernel reaches the GPU: what it is compiled for, and the one launch."""
+
+from importlib import import_module
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from .multi_tensor_apply import multi_tensor_apply
+from .prologue import never_faded
+from .sums import LANES
+
+
+# What a rule is unless its module says otherwise; a tuple holds a value for each variant.
+DEFAULTS = {
+    "faded": never_faded,
+    "CARRIED": 0,
+    "FADING": -1,
+    "SUMS": 0,
+    "EMITS": False,
+    "COUNTED": False,
+    "KEEPS_ABSENT": False,
+    "READS_GRAD": True,
+    "READS_PARAM": True,
+    "MOVES_PARAM": True,
+    "READ_ONLY": 0,
+    "SERVES_ALL": False,
+    "COUNTS_ALL": False,
+}
+DTYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
+# one stage: a block's loads must not be moved before an earlier block's stores
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+
+
+def facts(rule: str, variant: int) -> dict:
+    """``STATES`` and the constants of ``DEFAULTS`` for a variant of a rule."""
+    module = import_module(f"{__package__}.{rule}")
+    found = {name: getattr(module, name, default) for name, default in DEFAULTS.items()}
+    found["STATES"] = module.STATES
+    return {n: fact[variant] if isinstance(fact, tuple) else fact for n, fact in found.items()}
+
+
+def constants(launch, work) -> dict:
+    """What one compiled kernel is for."""
+    rule, own = import_module(f"{__package__}.{work.rule}"), facts(work.rule, work.variant)
+    return {
+        **own,
+        "scalars": rule.scalars,
+        "update": rule.update,
+        "variant": work.variant,
+        "HYPERS": launch.hypers,
+        "opmath": DTYPES[launch.opmath],
+        "param_dtype": DTYPES[launch.param_dtype],
+        "grad_dtype": DTYPES[launch.grad_dtype],
+        "exp_avg_dtype": DTYPES[launch.exp_avg_dtype],
+        "masters": bool(launch.master),
+        "BLOCK": block_size(launch.opmath.itemsize, own["EMITS"]),
+    }
+
+
+def block_size(itemsize: int, emits: bool) -> int:
+    """Elements that a program takes at a time. A block that is summed fills the lanes once."""
+    if emits:
+        return LANES.value
+    # the interpreter's cost is in calls, not in elements
+    return 2048 if INTERPRETED else 2048 // itemsize
+
+
+def options(launch, work) -> dict:
+    """How a kernel is compiled. A thread holds 16 bytes of opmath: more would spend registers, and
+    with them programs on a multiprocessor."""
+    itemsize, emits = launch.opmath.itemsize, facts(work.rule, work.variant)["EMITS"]
+    warps = block_size(itemsize, emits) * itemsize // (16 * 32)
+    return {**OPTIONS, "num_warps": 4 if INTERPRETED else warps}
+
+
+def apply(launch, work) -> None:
+    """Enqueue one pass over all tensors of ``launch`` on the current stream."""
+    chunks, sums = launch.chunk.shape[0], work.sums
+    found_inf = None if work is launch.survey else launch.found_inf
+    tables = (None,) * 8
+    if sums is not None:
+        tables = (
+            sums.partial, sums.partial.shape[1], launch.slot, work.segment, sums.begin,
+            sums.chunks, sums.address, sums.arrived,
+        )  # fmt: skip
+    with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
+        multi_tensor_apply[(max(chunks, 1),)](
+            launch.address, launch.grad, launch.numel, launch.row, launch.chunk, launch.hyper,
+            launch.source, launch.grad_scale, found_inf, launch.grad_norm_sq(work), launch.ticket,
+            *tables, launch.numel.numel(), chunks, **constants(launch, work),
+            **options(launch, work),
+        )  # fmt: skip
