@@ -11,7 +11,6 @@ from .multi_tensor_apply import multi_tensor_apply
 from .prologue import never_faded
 from .sums import LANES
 
-
 # What a rule is unless its module says otherwise; a tuple holds a value for each variant.
 DEFAULTS = {
     "faded": never_faded,
