@@ -13,9 +13,9 @@ from fusedstep.testing import CASES, MODES, SHAPES
 
 from tests.conftest import TESTED_BACKENDS, device_of
 
-# Run by an interpreter or by threads that stand for a GPU's: every case, every mode and every shape
-# set is there, but not every combination. `pytest --full-matrix` adds the rest.
-SLOW = {"cuda-emulated", *(["triton"] if not torch.cuda.is_available() else [])}
+# Run by threads that stand for a GPU's, interpreted, or compiled for each combination: every case,
+# mode and shape set is there, but not every combination. `pytest --full-matrix` adds the rest.
+SLOW = {"cuda-emulated", "triton"}
 # cases that see more: two states, the most states, sums by group, two passes and clipping
 WITNESSES = ("adamw", "lamadam-released-amsgrad", "avagrad-released", "lamb")
 EXTREMES = ("f32", "bf16-grad32-master-state16")  # modes that see every shape set
