@@ -4,11 +4,25 @@ import importlib
 import sys
 from argparse import Namespace
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
 
 from .options import Refusal
+
+
+class Setting(NamedTuple):
+    """What a run takes where the command line says nothing: found by a few short runs."""
+
+    lr: float = 1e-2
+    weight_decay: float = 0.1
+    option: dict[str, Any] = {}
+
+
+SETTINGS = {
+    "LaProp": Setting(5e-3, 1e-4),  # a decay that is not multiplied by lr
+}
 
 
 def find_optimizer(name: str) -> type[Optimizer]:
@@ -48,6 +62,21 @@ def is_optimizer(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
 
 
+def is_fused(optimizer_class: type[Optimizer]) -> bool:
+    return optimizer_class.__module__.partition(".")[0] == "fusedstep"
+
+
+def complete(options: Namespace, optimizer_class: type[Optimizer]) -> None:
+    """Fill in what the command line left to the optimizer."""
+    known = is_fused(optimizer_class)
+    setting = SETTINGS.get(optimizer_class.__name__, Setting()) if known else Setting()
+    if options.lr is None:
+        options.lr = setting.lr
+    if options.weight_decay is None:
+        options.weight_decay = setting.weight_decay
+    options.option = list({**setting.option, **dict(options.option)}.items())
+
+
 def try_optimizer(optimizer_class: type[Optimizer], options: Namespace, device: torch.device):
     """One step on a tiny layer, so that a wrong argument is told now and in one line."""
     layer = torch.nn.Linear(2, 2, device=device)
@@ -70,9 +99,8 @@ def try_optimizer(optimizer_class: type[Optimizer], options: Namespace, device: 
 
 def backend_of(optimizer: Optimizer, device: torch.device) -> str:
     """Who computes the step: the backend fusedstep picks for the device, or torch."""
-    package = type(optimizer).__module__.partition(".")[0]
-    if package != "fusedstep":
-        return package
+    if not is_fused(type(optimizer)):
+        return type(optimizer).__module__.partition(".")[0]
     return importlib.import_module("fusedstep.backends").choose(optimizer.backend, device).name
 
 

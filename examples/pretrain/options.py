@@ -84,10 +84,13 @@ def add_text_and_model(add: Callable[..., Any]) -> None:
 def add_optimizer_and_schedule(add: Callable[..., Any]) -> None:
     optimizer = "a class of fusedstep in any case, or a dotted path such as torch.optim.AdamW"
     add("--optimizer", default="madam", metavar="NAME", help=f"{optimizer} [%(default)s]")
-    rate = "highest learning rate [%(default)s]"
-    add("--lr", type=real(0, 1e3), default=1e-2, metavar="RATE", help=rate)
-    decay = "of weight matrices; biases and layer norms have none [%(default)s]"
-    add("--weight-decay", type=real(0, 1), default=0.1, metavar="DECAY", help=decay)
+    suits = "or what suits the optimizer"
+    rate = f"highest learning rate [1e-2, {suits}]"
+    add("--lr", type=real(0, 1e3), metavar="RATE", help=rate)
+    decay = (
+        "of weight matrices; biases and layer norms have none [0.1, or what suits the optimizer]"
+    )
+    add("--weight-decay", type=real(0, 1), metavar="DECAY", help=decay)
     option = "one more argument of the optimizer, as beta1=0.95; may be repeated"
     add("--option", type=assignment, action="append", default=[], metavar="NAME=VALUE", help=option)
     batch = "blocks in a step [%(default)s]"

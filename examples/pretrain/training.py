@@ -28,7 +28,14 @@ from .mlm import (
     train_wordpiece,
     unigram_log_probs,
 )
-from .optimizers import backend_of, find_optimizer, qualified_name, try_optimizer
+from .optimizers import (
+    backend_of,
+    complete,
+    find_optimizer,
+    is_fused,
+    qualified_name,
+    try_optimizer,
+)
 from .options import Refusal
 from .output_folder import check_same_run, last_checkpoint, start_run
 
@@ -43,6 +50,7 @@ def pretrain(options: Namespace) -> dict[str, Any]:
     """Run as the options say; return the figures of the run."""
     device = pick_device(options.device)
     optimizer_class = find_optimizer(options.optimizer)
+    complete(options, optimizer_class)
     try_optimizer(optimizer_class, options, device)
     if options.resume:
         last_checkpoint(options.output)
@@ -139,14 +147,17 @@ def build_trainer(
     disable_progress_bar()  # of saved files; the one of the training stays
     tokenizer = fast_tokenizer(wordpiece, options.length)
     log_probs = unigram_log_probs(split.train, len(tokenizer))
+    arguments = {"lr": options.lr, **dict(options.option)}
+    if is_fused(optimizer_class):  # clips in the step; Trainer clips for the others
+        arguments.setdefault("max_grad_norm", CLIP_NORM)
     trainer = Trainer(
         model=build_bert(len(tokenizer), options.width, options.layers, options.length),
-        args=training_arguments(options, device),
+        args=training_arguments(options, device, 0.0 if is_fused(optimizer_class) else CLIP_NORM),
         train_dataset=list(split.train),
         eval_dataset=list(split.held_out),
         processing_class=tokenizer,
         data_collator=ReplayableMasking(tokenizer),
-        optimizer_cls_and_kwargs=(optimizer_class, {"lr": options.lr, **dict(options.option)}),
+        optimizer_cls_and_kwargs=(optimizer_class, arguments),
         preprocess_logits_for_metrics=score_targets,
         compute_metrics=partial(held_out_metrics, log_probs=log_probs),
     )
@@ -155,7 +166,9 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(options: Namespace, device: torch.device) -> TrainingArguments:
+def training_arguments(
+    options: Namespace, device: torch.device, max_grad_norm: float
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(options.output),
         max_steps=options.steps,
@@ -163,7 +176,7 @@ def training_arguments(options: Namespace, device: torch.device) -> TrainingArgu
         per_device_eval_batch_size=EVAL_BATCH,
         learning_rate=options.lr,
         weight_decay=options.weight_decay,
-        max_grad_norm=CLIP_NORM,
+        max_grad_norm=max_grad_norm,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(options.warmup * options.steps),
         seed=options.seed,

@@ -24,34 +24,46 @@ def _device(backend: str) -> str | None:
     return None
 
 
-def verify(seconds: float = 15.0) -> bool:
+def _cells() -> list[tuple[testing.Case, testing.Mode, str]]:
+    """All cells. First each class once, then each case, on a cycle of modes, then the rest mixed: a
+    slow backend, too, sees many algorithms and dtypes."""
+    modes = [mode for mode in testing.MODES if mode.supported]
+    classes = {case.cls: case for case in reversed(testing.CASES)}.values()
+    cases = sorted(testing.CASES, key=lambda case: case not in classes)
+    first = [(c, m, SHAPE_SETS[0]) for c, m in zip(cases, cycle(modes), strict=False)]
+    others = [(c, m, SHAPE_SETS[0]) for m in modes for c in testing.CASES]
+    others += [(c, modes[0], shapes) for shapes in SHAPE_SETS[1:] for c in testing.CASES]
+    others = [cell for cell in others if cell not in first]
+    random.Random(0).shuffle(others)
+    return [*first, *others]
+
+
+def verify(seconds: float = 12.0) -> bool:
     """Compare backends with the reference, cell by cell, and print a table.
 
     Args:
-        seconds: after this time only the first cells, one for each case, are still compared; the
-            table says how many were compared.
+        seconds: of comparing, shared evenly among the backends; the table says how many cells each
+            had time for.
 
     Returns:
         Whether every compared cell was equal and every available backend was compared.
     """
     names = [n for n, why in available_backends().items() if why is None and n != "reference"]
-    modes = [mode for mode in testing.MODES if mode.supported]
-    # A slow machine, too, sees every case and, among them, every mode.
-    always = [(c, m, SHAPE_SETS[0]) for c, m in zip(testing.CASES, cycle(modes), strict=False)]
-    others = [(c, m, SHAPE_SETS[0]) for m in modes for c in testing.CASES]
-    others += [(c, modes[0], shapes) for shapes in SHAPE_SETS[1:] for c in testing.CASES]
-    others = [cell for cell in others if cell not in always]
-    random.Random(0).shuffle(others)
-    cells = [*always, *others]
+    cells = _cells()
     compared, wrong = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    left = dict.fromkeys(names, seconds / max(len(names), 1))
     first_difference = {}
-    begin = time.monotonic()
-    for i, (case, mode, shapes) in enumerate(cells):
-        if i >= len(always) and time.monotonic() - begin > seconds:
+    for case, mode, shapes in cells:
+        running = [name for name in names if left[name] > 0]
+        if not running:
             break
+        begin = time.monotonic()
         want = testing.run(case, mode, shapes, "reference")
-        for name in names:
+        shared = (time.monotonic() - begin) / len(running)
+        for name in running:
+            begin = time.monotonic()
             lines = testing.differences(testing.run(case, mode, shapes, name, _device(name)), want)
+            left[name] -= shared + time.monotonic() - begin
             compared[name] += 1
             wrong[name] += bool(lines)
             if lines:

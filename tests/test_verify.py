@@ -1,0 +1,47 @@
+"""``python -m fusedstep`` and ``python -m fusedstep verify``, as a user runs them."""
+
+import subprocess
+import sys
+
+import fusedstep
+import pytest
+from fusedstep import testing
+from fusedstep.verify import verify
+
+
+def test_backends_are_listed_with_reasons():
+    command = [sys.executable, "-m", "fusedstep"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert fusedstep.__version__ in out
+    for name, why in fusedstep.available_backends().items():
+        assert name in out and (why is None or why.split(";")[0] in out)
+
+
+@pytest.fixture
+def cpu_alone(monkeypatch):
+    monkeypatch.setattr("fusedstep.verify.available_backends", lambda: {"cpu": None})
+
+
+def test_equal_bits_are_verified(cpu_alone, capsys):
+    assert verify(seconds=2.0)
+    assert "every compared cell has the reference's bits" in capsys.readouterr().out
+
+
+def test_one_wrong_bit_is_not(cpu_alone, capsys, monkeypatch):
+    run = testing.run
+
+    def wrong(case, mode, shapes, backend, device="cpu"):
+        snapshot = run(case, mode, shapes, backend, device)
+        if backend == "cpu" and case.id == "lamb":
+            snapshot["param 1, step"] += 1
+        return snapshot
+
+    monkeypatch.setattr(testing, "run", wrong)
+    assert not verify(seconds=2.0)
+    out = capsys.readouterr().out
+    assert "NOT VERIFIED" in out and "cpu: lamb" in out
+
+
+def test_nothing_compared_is_not_verified(monkeypatch):
+    monkeypatch.setattr("fusedstep.verify.available_backends", lambda: {"cpu": "it is broken"})
+    assert not verify(seconds=1.0)
