@@ -1,4 +1,4 @@
-// fusedstep._native: raw addresses in, nothing of torch. plan.py builds the Launch.
+// fusedstep._native: raw addresses in, nothing of torch. launch.py knows the Launch's fields.
 #include <pybind11/pybind11.h>
 
 #include <cstring>
@@ -130,7 +130,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
         self.apply(launch, threads);
       });
   py::class_<Gatherer>(m, "Gatherer", py::module_local())
-      .def(py::init<const py::object&>())
+      .def(py::init<const py::object&, const py::list&, const std::vector<std::int64_t>&>())
       .def("gather", &Gatherer::gather);
   m.def("holds", &holds);
   m.def("cpu_levels", &cpu_levels);

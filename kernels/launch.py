@@ -83,7 +83,9 @@ def options(launch, work) -> dict:
 def apply(launch, work) -> None:
     """Enqueue one pass over all tensors of ``launch`` on the current stream."""
     chunks, sums = launch.chunk.shape[0], work.sums
-    found_inf = None if work is launch.survey else launch.found_inf
+    key = "triton", work.rule, work.variant
+    if key not in launch.handles:
+        launch.handles[key] = {**constants(launch, work), **options(launch, work)}
     tables = (None,) * 8
     if sums is not None:
         tables = (
@@ -93,7 +95,7 @@ def apply(launch, work) -> None:
     with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
         multi_tensor_apply[(max(chunks, 1),)](
             launch.address, launch.grad, launch.numel, launch.row, launch.chunk, launch.hyper,
-            launch.source, launch.grad_scale, found_inf, launch.grad_norm_sq(work), launch.ticket,
-            *tables, launch.numel.numel(), chunks, **constants(launch, work),
-            **options(launch, work),
+            launch.source, launch.grad_scale, launch.skip_flag(work),
+            launch.grad_norm_sq(work), launch.ticket,
+            *tables, launch.numel.numel(), chunks, **launch.handles[key],
         )  # fmt: skip

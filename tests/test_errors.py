@@ -132,3 +132,45 @@ def test_a_moved_parameter_with_a_stale_gradient_is_refused():
         ValueError, match="dtype torch.float64 and a gradient of dtype torch.float32"
     ):
         optimizer.step()
+
+
+def test_a_gradient_without_memory_is_refused():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 2)
+    give_gradients(params)
+    params[1].grad.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="parameter 1 has as gradient a Tensor on cpu without"):
+        optimizer.step()
+    params[1].grad = torch._efficientzerotensor(params[1].shape)
+    with pytest.raises(ValueError, match="without memory of its own"):
+        optimizer.step()
+
+
+def test_a_negated_view_as_gradient_is_refused():
+    (p,) = model((4,))
+    p.grad = torch._neg_view(torch.ones(4))
+    with pytest.raises(ValueError, match="resolve_neg"):
+        fusedstep.AdamW([p]).step()
+
+
+def test_betas_of_a_wrong_kind_in_a_group_are_told_as_in_the_constructor():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    optimizer.param_groups[0]["betas"] = 0.9
+    with pytest.raises(ValueError, match="betas is 0.9; pass a pair"):
+        optimizer.step()
+
+
+def test_amp_takes_tensors_and_a_failed_step_leaves_no_trace():
+    p = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = fusedstep.MADGRAD([p], momentum=0.0)
+    p.grad = torch.sparse_coo_tensor([[0]], torch.ones(1, 2), (4, 2), check_invariants=True)
+    optimizer.grad_scale = 8.0
+    with pytest.raises(TypeError, match="optimizer.grad_scale is 8.0"):
+        optimizer.step()
+    del optimizer.grad_scale
+    p.grad = torch.sparse_coo_tensor([[3]], torch.ones(1, 2), (4, 2), check_invariants=True)
+    optimizer.step()
+    assert (p[:3] == 1).all() and (p[3] != 1).all()

@@ -213,7 +213,7 @@ def test_older_torch_is_read_tensor_by_tensor(shapes, monkeypatch):
     """Before 2.10 tensors do not describe themselves through DLPack's C interface."""
     case, mode = testing.CASES[0], testing.MODES[0]
     want = testing.run(case, mode, shapes, "cpu")
-    monkeypatch.setattr(plan, "gatherer", lambda: None)
+    monkeypatch.setattr(plan, "_gatherer", lambda groups, codes: None)
     assert not testing.differences(testing.run(case, mode, shapes, "cpu"), want)
 
 
@@ -224,3 +224,38 @@ def test_strange_things_in_a_group_do_not_reach_native_code():
     optimizer.param_groups[0]["params"][1] = "not a tensor"
     with pytest.raises(AttributeError):
         optimizer.step()
+
+
+def test_a_parameter_laid_out_anew_at_its_address_is_planned_anew():
+    base = torch.zeros(8)
+    p = torch.nn.Parameter(base[:4])
+    p.grad = torch.ones(4)
+    optimizer = fusedstep.AdamW([p])
+    optimizer.step()
+    moved = base.clone()
+    p.data = base[::2]
+    p.grad = torch.ones(4)
+    with pytest.raises(ValueError, match="overlap or"):
+        optimizer.step()
+    assert torch.equal(base, moved)
+
+
+def test_a_parameter_in_another_group_takes_its_options():
+    a, b, c = params((3,), (3,), (3,))
+    optimizer = fusedstep.AdamW([{"params": [a, b], "lr": 0.0}, {"params": [c], "lr": 1.0}])
+    optimizer.step()
+    groups = optimizer.param_groups
+    groups[1]["params"].insert(0, groups[0]["params"].pop())
+    optimizer.step()
+    assert torch.equal(a, torch.ones(3)) and not torch.equal(b, torch.ones(3))
+
+
+def test_a_float_in_place_of_a_tensor_of_the_same_value_is_taken():
+    (p,) = params((3,))
+    lr = torch.tensor(0.5)
+    optimizer = fusedstep.AdamW([p], lr=lr)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step()
+    (launch,) = optimizer._plan.launches
+    assert not launch.source.any() and 0.5 in launch.hyper.tolist()[0]

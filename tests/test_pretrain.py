@@ -19,11 +19,17 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 COUNT = "one two three four five six seven eight nine ten eleven twelve"
 WORDS = COUNT.split()
 STEPS = 150
-TINY = f"--steps {STEPS} --layers 1 --width 32 --length 16 --vocab 100 --lr 1e-2 --device cpu"
+TINY = f"--steps {STEPS} --layers 1 --width 32 --length 16 --vocab 100 --device cpu"
 OPTIMIZERS = {
     "madam": "fusedstep.MAdam",
     "LaMAdam": "fusedstep.LaMAdam",
     "adamw": "fusedstep.AdamW",
+    "laprop": "fusedstep.LaProp",
+    "adamomentum": "fusedstep.AdaMomentum",
+    "avagrad": "fusedstep.AvaGrad",
+    "delayedadam": "fusedstep.DelayedAdam",
+    "madgrad": "fusedstep.MADGRAD",
+    "lamb": "fusedstep.LAMB",
     "torch.optim.AdamW": "torch.optim.AdamW",
 }
 
@@ -156,7 +162,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(pretrain, finished, tm
         ("--lr -1", "give a number from 0"),
         ("--option eps", "give one such as eps=1e-6"),
         ("--momentum 0.9", "--help lists the options"),
-        ("--optimizer nadam", "it has adam, adamw"),
+        ("--optimizer nadam", "it has adamomentum, adam, adamw"),
         ("--optimizer torch.optim.MAdam", "others go by their dotted path"),
         ("--optimizer nowhere.AdamW", "install it with pip"),
         ("--option beta9=0.5", "change the argument it names"),

@@ -4,7 +4,7 @@ import fusedstep
 import numpy as np
 import pytest
 import torch
-from fusedstep import testing
+from fusedstep import checks, testing
 from fusedstep.reference.numerics import tree
 from fusedstep.sums import CHUNK
 
@@ -196,8 +196,8 @@ def test_avagrad_sees_a_changed_eps(backend, device):
     assert torch.equal(p, q)
 
 
-def refused(match, make, error=ValueError):
-    with pytest.raises(error, match=match):
+def refused(match, make):
+    with pytest.raises(ValueError, match=match):
         make()
 
 
@@ -237,8 +237,42 @@ def test_an_eps_that_vanishes_is_refused(cls, options):
 
 
 def test_a_norm_over_two_devices_is_refused():
-    p = torch.nn.Parameter(torch.ones(3))
-    q = torch.nn.Parameter(torch.ones(3, device="meta"))
-    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        fusedstep.LaProp([p, q], max_grad_norm=1.0, backend="reference").step()
+    p, q = torch.ones(3), torch.ones(3, device="meta")
+    checks.one_device("max_grad_norm", [(0, p), (1, q)])
+    match = "max_grad_norm takes a norm over parameters on cpu and meta"
+    refused(
+        match, lambda: checks.one_device("max_grad_norm", [(0, p), (0, q)]), NotImplementedError
+    )
+
+
+def test_the_norm_of_a_skipped_step_is_told_too(backend, device):
+    (p,) = parameters([30], (torch.float32,), device)
+    optimizer = fusedstep.AdamW([p], max_grad_norm=1.0, backend=backend)
+    optimizer.step()
+    before = p.detach().clone()
+    p.grad = torch.full_like(p, torch.inf)
+    optimizer.found_inf = torch.tensor(1.0, device=device)
+    optimizer.step()
+    assert torch.equal(p, before) and float(optimizer.last_grad_norm) == torch.inf
+
+
+def test_a_group_made_from_anothers_options_has_its_own_mean():
+    p, q = parameters([30, 40], (torch.float32,), "cpu")
+    optimizer = fusedstep.AvaGrad([p], form="released")
+    optimizer.step()
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [q]})
+    optimizer.step()
+    first, second = (group["eta_sq_sum"] for group in optimizer.param_groups)
+    assert [first[1], second[1]] == [30, 40]
+
+
+def test_madgrads_k_is_that_of_parameters_in_use():
+    a, b, c = parameters([3, 4, 5], (torch.float32,), "cpu")
+    optimizer = fusedstep.MADGRAD([a, b])
+    optimizer.step()
+    optimizer.param_groups[0]["params"].remove(a)
+    for _ in range(5):
+        optimizer.step()
+    optimizer.add_param_group({"params": [c]})
+    optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in (a, b, c)] == [1, 7, 7]

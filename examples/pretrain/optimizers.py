@@ -15,13 +15,21 @@ from .options import Refusal
 class Setting(NamedTuple):
     """What a run takes where the command line says nothing: found by a few short runs."""
 
-    lr: float = 1e-2
+    lr: float = 3e-3
     weight_decay: float = 0.1
     option: dict[str, Any] = {}
 
 
 SETTINGS = {
+    "MAdam": Setting(1e-2),
+    "LaMAdam": Setting(1e-2),
     "LaProp": Setting(5e-3, 1e-4),  # a decay that is not multiplied by lr
+    "AdaMomentum": Setting(1e-3),
+    "AvaGrad": Setting(1.0, 0.0, {"eps": 1e-3}),
+    "AvaGradW": Setting(1.0, 1e-4, {"eps": 1e-3}),
+    "DelayedAdam": Setting(5e-3, 0.0),
+    "MADGRAD": Setting(1e-2, 0.0),
+    "LAMB": Setting(2e-2),
 }
 
 

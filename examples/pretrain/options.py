@@ -85,7 +85,7 @@ def add_optimizer_and_schedule(add: Callable[..., Any]) -> None:
     optimizer = "a class of fusedstep in any case, or a dotted path such as torch.optim.AdamW"
     add("--optimizer", default="madam", metavar="NAME", help=f"{optimizer} [%(default)s]")
     suits = "or what suits the optimizer"
-    rate = f"highest learning rate [1e-2, {suits}]"
+    rate = f"highest learning rate [3e-3, {suits}]"
     add("--lr", type=real(0, 1e3), metavar="RATE", help=rate)
     decay = (
         "of weight matrices; biases and layer norms have none [0.1, or what suits the optimizer]"

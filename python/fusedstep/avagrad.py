@@ -96,7 +96,8 @@ class AvaGrad(FusedOptimizer):
         for group in self.param_groups:
             kept = torch.as_tensor(group.get("eta_sq_sum", (0.0, 0.0)), dtype=torch.float64)
             if any(p.device == device for p in group["params"]):
-                kept = group["eta_sq_sum"] = kept.to(device)
+                # a copy: a group made from another's options must not share its sum
+                kept = group["eta_sq_sum"] = kept.to(device, copy=True)
             totals.append(kept.to(device))
         return totals
 

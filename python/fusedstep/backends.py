@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from .launch import Launch, Pass
+from .launch import Launch, Pass, address_of
 from .reference_backend import ReferenceBackend
 
 
@@ -49,16 +49,12 @@ class _Native:
             struct = self.module.Launch()
             for field, value in launch.fields(work).items():
                 setattr(struct, field, value)
-            struct.grad_norm_sq = _address(launch.grad_norm_sq(work))
+            struct.grad_norm_sq = address_of(launch.grad_norm_sq(work))
             launch.handles[key] = (find(work.rule, work.variant, launch.float64), struct)
         kernel, struct = launch.handles[key]
-        struct.grad_scale = _address(launch.grad_scale)
-        struct.found_inf = 0 if work is launch.survey else _address(launch.found_inf)
+        struct.grad_scale = address_of(launch.grad_scale)
+        struct.found_inf = address_of(launch.skip_flag(work))
         return kernel, struct
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class CpuBackend(_Native):

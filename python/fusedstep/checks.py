@@ -91,13 +91,31 @@ def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-def parameter(where: str, p: torch.Tensor) -> None:
-    """Require a parameter that kernels can update in place."""
-    if hasattr(p, "device_mesh"):
+def without_memory(t: torch.Tensor) -> bool:
+    """Whether a tensor has elements but no address: a wrapper, a meta tensor, freed storage."""
+    try:
+        return t.numel() != 0 and t.data_ptr() == 0
+    except RuntimeError:
+        return True
+
+
+def _plain(where: str, what: str, t: torch.Tensor) -> None:
+    """Require a tensor with memory of its own."""
+    if hasattr(t, "device_mesh"):
         raise NotImplementedError(
-            f"{where} is a DTensor: sharded parameters are not supported yet. "
+            f"{where} {what} a DTensor: sharded parameters are not supported yet. "
             f"Pass the local tensors (`p.to_local()`)."
         )
+    if not is_sparse(t) and without_memory(t):
+        raise ValueError(
+            f"{where} {what} a {type(t).__name__} on {t.device} without memory of its own, which "
+            f"kernels cannot read. Pass a plain tensor with storage."
+        )
+
+
+def parameter(where: str, p: torch.Tensor) -> None:
+    """Require a parameter that kernels can update in place."""
+    _plain(where, "is", p)
     if p.layout is not torch.strided:
         raise ValueError(f"{where} has layout {p.layout}; kernels update dense memory. Densify it.")
     if p.dtype not in PARAM_DTYPES:
@@ -124,6 +142,12 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"{where} has a gradient of layout {g.layout}; "
             f"{why_not_sparse or 'of the sparse layouts only torch.sparse_coo is supported'}. "
             f"Build the layer with sparse=False or densify the gradient (`p.grad.to_dense()`)."
+        )
+    _plain(where, "has as gradient", g)
+    if g.is_neg():
+        raise ValueError(
+            f"{where} has a gradient that is a view with negated elements. "
+            f"Resolve it (`p.grad = p.grad.resolve_neg()`)."
         )
     allowed = {p.dtype} | ({torch.float32} if p.dtype.itemsize == 2 else set())
     if g.dtype not in allowed:
@@ -168,3 +192,12 @@ def max_grad_norm(where: str, value) -> None:
     """Require None, a positive number (inf: measure, never clip) or a 0-d tensor."""
     if value is not None and not (isinstance(value, float) and value == math.inf):
         hyper_in(where, "max_grad_norm", value, 0.0, low_open=True)
+
+
+def amp_tensor(name: str, value) -> None:
+    """Require None or one number in a tensor, as ``torch.amp.GradScaler`` sets it."""
+    if value is not None and not (isinstance(value, torch.Tensor) and value.numel() == 1):
+        raise TypeError(
+            f"optimizer.{name} is {value!r}; a step takes None or a tensor of one element, which "
+            f"torch.amp.GradScaler sets. Pass such a tensor."
+        )

@@ -56,7 +56,7 @@ class KeepsState(torch.optim.Optimizer):
             # torch has cast these to the parameter's dtype: take the loaded ones instead.
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
-        self._plan, self._checked = None, []
+        self._plan, self._norm_sq, self._checked = None, None, []
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)

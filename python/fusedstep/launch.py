@@ -119,7 +119,7 @@ class Launch:
     def __post_init__(self):
         numels = [e.param.numel() for e in self.entries]
         columns = [
-            [_address(t) for t in (e.param, e.master, e.step, *e.states, *e.carried)]
+            [address_of(t) for t in (e.param, e.master, e.step, *e.states, *e.carried)]
             for e in self.entries
         ]
         self.elements = sum(numels)
@@ -186,6 +186,10 @@ class Launch:
         """The squared norm by which a pass clips gradients: float64 ``[1]``, or None."""
         return None if self.norm is None or work is self.norm else self.norm.sums.totals[0]
 
+    def skip_flag(self, work: Pass) -> torch.Tensor | None:
+        """AMP's ``found_inf`` for a pass that it can skip: one that moves something."""
+        return None if work is self.norm or work is self.survey else self.found_inf
+
     def bytes_moved(self, access: Access) -> int:
         """Bytes one pass over all tensors reads and writes; no column faded."""
         return sum(e.bytes_moved(access, self.grad_dtype) for e in self.entries)
@@ -195,8 +199,9 @@ class Launch:
 
     def set_hypers(self, row: int, values: tuple) -> None:
         """Bring a row up to date: floats by value, 0-d tensors on this device by address."""
-        floats = not any(isinstance(v, torch.Tensor) for v in values)
-        if floats and values == self._values[row]:
+        # never compared by value where one is a tensor, which would wait for the device
+        known = (*values, *self._values[row])
+        if not any(isinstance(v, torch.Tensor) for v in known) and values == self._values[row]:
             return
         self._values[row] = values
         for j, value in enumerate(values):
@@ -220,5 +225,5 @@ class Launch:
         self._sent.copy_(self._host)
 
 
-def _address(tensor: torch.Tensor | None) -> int:
+def address_of(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()

@@ -36,7 +36,7 @@ class MADGRAD(FusedOptimizer):
             :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0 and
-    weight_decay 0: touched rows alone are read and written.
+    weight_decay 0: touched rows alone are read and written. Each such step is planned anew.
 
     State: ``step`` int64 (k + 1 after a step); ``grad_sum_sq`` (nu), ``grad_sum`` (s) and, unless
     momentum is 0, ``x0``, in float32 (float64 for float64). 32 bytes per float32 parameter and
@@ -79,7 +79,8 @@ class MADGRAD(FusedOptimizer):
 
     def state_layout(self, p, group):
         layout = super().state_layout(p, group)
-        count = next((state["step"] for state in self.state.values() if "step" in state), 0)
+        states = (self.state.get(q, {}) for g in self.param_groups for q in g["params"])
+        count = next((state["step"] for state in states if "step" in state), 0)
         layout["step"] = layout["step"]._replace(fill=count)  # one k for all
         return layout
 

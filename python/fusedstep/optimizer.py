@@ -11,7 +11,7 @@ import torch
 from . import checks
 from .backends import BACKENDS, choose
 from .keeps_state import KeepsState
-from .launch import Access, Launch
+from .launch import Access
 from .plan import Plan, make_plan
 
 FORMS = ("paper", "released")
@@ -65,6 +65,7 @@ class FusedOptimizer(KeepsState):
         checks.one_of(type(self).__name__, "backend", backend, ("auto", *BACKENDS))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self._plan: Plan | None = None
+        self._norm_sq: torch.Tensor | None = None
         self._checked: list[tuple] = []  # variant and hyper-parameters of groups that passed
         self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
@@ -129,70 +130,87 @@ class FusedOptimizer(KeepsState):
             ValueError, TypeError, RuntimeError, NotImplementedError: a gradient, parameter or
                 hyper-parameter that kernels cannot serve. Raised before anything is written.
         """
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "optimizer.step() was called while a CUDA graph is being captured, which is not "
+                "supported yet. Capture forward and backward, and step outside of the graph."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         groups = [group["params"] for group in self.param_groups]
         rows = self._checked_rows()
-        now = None
-        if self._plan is not None and self._plan.keeps(self.state):
-            now = self._plan.collect(groups)
+        plan, now = self._plan, None
+        if plan is not None and plan.keeps(self.state):
+            now = plan.collect(groups)
         if now is None:
-            self._plan = make_plan(self)
-            now = self._plan.collect(groups)
+            self._plan, plan = None, make_plan(self)
+            now = plan.collect(groups)
+            if now is None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: a parameter or gradient changed while its step was "
+                    f"being planned. Do not train a model from several threads at once."
+                )
         addresses, grads = now
-        _refuse_capture(self._plan.launches)
         if addresses.any():
-            self._run(self._plan, rows, addresses, grads)
-        if self._plan.touched:
-            for touched in self._plan.touched.values():
-                touched.put_back()
-            self._plan = None
+            self._plan = None  # until the step is done: what stops it may leave sums half done
+            self._run(plan, rows, addresses, grads)
+        if not plan.touched:
+            self._plan = plan
         return loss
 
     def _run(self, plan: Plan, rows: list[tuple], addresses, grads: list) -> None:
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for launch in plan.launches:
-            for row, group in enumerate(launch.groups):
-                launch.set_hypers(row, rows[group])
-            launch.send(addresses)
-            launch.grads = grads
-            launch.grad_scale = _amp_tensor(grad_scale, launch.device)
-            launch.found_inf = _amp_tensor(found_inf, launch.device)
+        amp = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        for name, value in amp.items():
+            checks.amp_tensor(name, value)
         surveyed = self.surveyed_on()
         survey = self.survey is not None and (
             plan.surveyed is None or not _same_rows([surveyed], [plan.surveyed])
         )
         try:
+            for launch in plan.launches:
+                for row, group in enumerate(launch.groups):
+                    launch.set_hypers(row, rows[group])
+                launch.send(addresses)
+                launch.grads = grads
+                launch.grad_scale = _amp_tensor(amp["grad_scale"], launch.device)
+                launch.found_inf = _amp_tensor(amp["found_inf"], launch.device)
             for launch, work in plan.passes(survey):
                 choose(self.backend, launch.device).apply(launch, work)
-            plan.surveyed = surveyed
-        except BaseException:
-            self._plan = None  # sums may be half done
-            raise
         finally:
             for launch in plan.launches:
                 launch.grads = None  # or they would outlive zero_grad
+        plan.surveyed = surveyed
+        for touched in plan.touched.values():
+            touched.put_back()
+        self._norm_sq = plan.grad_norm_sq()
 
     def _checked_rows(self) -> list[tuple]:
         """Every group's hyper-parameters, checked where they changed."""
-        rows = [
-            (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
-            for group in self.param_groups
-        ]
+        try:
+            rows = [
+                (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
+                for group in self.param_groups
+            ]
+        except (TypeError, ValueError):
+            self._check_groups()  # says it better
+            raise
         seen = [
             (self.variant(g), g["max_grad_norm"] is None, *row)
             for g, row in zip(self.param_groups, rows)
         ]
         if not _same_rows(seen, self._checked):
-            for i, group in enumerate(self.param_groups):
-                self.check_group(self.where(i), group)
+            self._check_groups()
             if [row[:2] for row in seen] != [row[:2] for row in self._checked]:
                 self._plan = None  # another kernel
             self._checked = seen
         return rows
+
+    def _check_groups(self) -> None:
+        for i, group in enumerate(self.param_groups):
+            self.check_group(self.where(i), group)
 
     def where(self, group: int, param: int | None = None) -> str:
         """How error messages name a group or a parameter."""
@@ -203,19 +221,19 @@ class FusedOptimizer(KeepsState):
         return any(group["max_grad_norm"] is not None for group in self.param_groups)
 
     def bytes_moved(self) -> int:
-        """Bytes of parameters, gradients and states that a step reads and writes, as planned by the
-        last one, by the sizes of its columns: none of them faded, no survey."""
+        """Bytes of parameters, gradients and states that a step reads and writes, by the plan that
+        is kept from the last one and the sizes of its columns: none of them faded, no survey. 0
+        before a step, and after one with sparse gradients, whose plan is not kept."""
         launches = self._plan.launches if self._plan else []
         moved = sum(launch.bytes_moved(a) for launch in launches for a in self.passes)
         return moved + self.clips() * sum(launch.grad_bytes() for launch in launches)
 
     @property
     def last_grad_norm(self) -> torch.Tensor | None:
-        """The norm of all gradients in the last step, before clipping: 0-d float64, on the
-        parameters' device, to log (reading it waits for the step). None without ``max_grad_norm``.
-        """
-        norms = [launch.norm for launch in self._plan.launches] if self._plan else []
-        return norms[0].sums.totals[0][0].sqrt() if norms and norms[0] is not None else None
+        """The norm of all gradients before clipping, 0-d float64 on the parameters' device, of the
+        last step that had a gradient and ``max_grad_norm``, skipped or not; to log (reading it
+        waits for the step). None before such a step."""
+        return None if self._norm_sq is None else self._norm_sq[0].sqrt()
 
     # State
 
@@ -240,12 +258,10 @@ class FusedOptimizer(KeepsState):
 
 def _same_rows(rows: list[tuple], others: list[tuple]) -> bool:
     """Equality that never compares tensors by value, which would wait for the device."""
-    return len(rows) == len(others) and all(
-        all(
-            a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
-            for a, b in zip(*pair)
-        )
+    return [len(row) for row in rows] == [len(row) for row in others] and all(
+        a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
         for pair in zip(rows, others)
+        for a, b in zip(*pair)
     )
 
 
@@ -255,12 +271,3 @@ def _or_inf(max_grad_norm: float | torch.Tensor | None) -> float | torch.Tensor:
 
 def _amp_tensor(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     return None if tensor is None else tensor.to(device, torch.float32)
-
-
-def _refuse_capture(launches: list[Launch]) -> None:
-    on_cuda = any(launch.device.type == "cuda" for launch in launches)
-    if on_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "optimizer.step() was called while a CUDA graph is being captured, which is not "
-            "supported yet. Capture forward and backward, and step outside of the graph."
-        )

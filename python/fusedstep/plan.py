@@ -1,7 +1,8 @@
 """The plan of a step: which tensors, in which launches, with which tables.
 
-A plan is built once and kept until a parameter moves, a gradient appears where there was none, or
-the optimizer drops it (a group added, a state loaded). In a step only gradient addresses and
+A plan is built once and kept until a parameter moves or changes its layout, a gradient appears
+where there was none, a state is replaced, or the optimizer drops it (a group added, a state loaded,
+another variant or clipping chosen). In a step only gradient addresses and
 hyper-parameters are brought up to date.
 """
 
@@ -38,12 +39,14 @@ def native():
     return _native
 
 
-@cache
-def gatherer():
+def _gatherer(groups: list[list[torch.Tensor]], codes: list[int]):
     """Reads gradients without Python's own attribute calls; None before torch 2.10."""
     if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
-    return native().Gatherer(torch.Tensor)
+    try:
+        return native().Gatherer(torch.Tensor, groups, codes)
+    except ImportError:  # another DLPack
+        return None
 
 
 class Plan:
@@ -51,7 +54,7 @@ class Plan:
 
     def __init__(
         self,
-        params: list[torch.Tensor],
+        groups: list[list[torch.Tensor]],
         launches: list[Launch],
         state: dict,
         touched: dict[int, Touched],
@@ -59,11 +62,11 @@ class Plan:
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
-        self._dtypes = [planned.get(i) for i in range(len(params))]
+        self._dtypes = [planned.get(i) for i in range(sum(map(len, groups)))]
+        self._facts = self._facts_of(groups)
+        self._found = np.zeros(len(self._dtypes), dtype=np.int64)
         codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
-        self._planned = np.array([*_addresses_and_sizes(params), codes], dtype=np.int64)
-        self._found = np.zeros(len(params), dtype=np.int64)
-        self._buffers = len(params), self._planned.ctypes.data, self._found.ctypes.data
+        self._gatherer = None if touched else _gatherer(groups, codes)
         self._state = _objects(state)
         self.surveyed: tuple | None = None  # on what, see FusedOptimizer.surveyed_on
 
@@ -76,6 +79,11 @@ class Plan:
         for works in zip(*(launch.passes for launch in self.launches), strict=True):
             yield from zip(self.launches, works, strict=True)
 
+    def grad_norm_sq(self) -> torch.Tensor | None:
+        """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
+        norm = self.launches[0].norm if self.launches else None
+        return None if norm is None else norm.sums.totals[0]
+
     def keeps(self, state: dict) -> bool:
         """Whether the optimizer's state holds the very tensors that the tables address."""
         if native() is not None:
@@ -85,34 +93,51 @@ class Plan:
 
     def collect(self, groups: list[list[torch.Tensor]]) -> tuple[np.ndarray, list] | None:
         """This step's gradients and their addresses, or None where the plan no longer fits."""
+        if self._gatherer is not None:
+            try:
+                grads = self._gatherer.gather(groups, self._found.ctypes.data)
+            except (RuntimeError, BufferError):
+                grads = None  # a tensor that does not describe itself
+            if grads is not None:
+                return self._found, grads
         try:
-            if gatherer() is not None and not self.touched:
-                grads = gatherer().gather(groups, *self._buffers)
-                if grads is not None:
-                    return self._found, grads
-            params = [p for group in groups for p in group]
-            if not np.array_equal(_addresses_and_sizes(params), self._planned[:2]):
+            if self._facts_of(groups) != self._facts:
                 return None
-            grads = [
-                self.touched[i].grad if i in self.touched else p.grad for i, p in enumerate(params)
+        except RuntimeError:
+            return None  # memory without an address
+        params = [p for group in groups for p in group]
+        grads = [
+            self.touched[i].grad if i in self.touched else p.grad for i, p in enumerate(params)
+        ]
+        if not self._fit(params, grads):
+            return None
+        # An empty tensor has no address, yet takes its step: any number but 0 will do.
+        self._found[:] = [0 if g is None else g.data_ptr() or 1 for g in grads]
+        return self._found, grads
+
+    def _facts_of(self, groups: list[list[torch.Tensor]]) -> list[list[tuple | None]]:
+        """What the tables depend on, of every parameter that is in one."""
+        dtypes = iter(self._dtypes)
+        return [
+            [
+                (p.data_ptr(), p.shape, p.stride(), p.dtype) if next(dtypes, None) else None
+                for p in g
             ]
-            if not self._fit(params, grads):
-                return None
-            # An empty tensor has no address, yet takes its step: any number but 0 will do.
-            self._found[:] = [0 if g is None else g.data_ptr() or 1 for g in grads]
-            return self._found, grads
-        except (RuntimeError, BufferError):
-            return None  # memory without an address (sparse): planning anew names the parameter
+            for g in groups
+        ]
 
     def _fit(self, params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> bool:
         """Give gradients their parameter's layout; False where one is not as planned."""
         for i, g in enumerate(grads):
             if g is None or i in self.touched:
                 continue
-            if g.dtype is not self._dtypes[i] or g.shape != params[i].shape:
+            p = params[i]
+            if checks.is_sparse(g) or g.is_neg() or checks.without_memory(g):
                 return False
-            if not checks.same_layout(params[i], g):
-                grads[i] = torch.empty_like(params[i], dtype=g.dtype).copy_(g)
+            if (g.dtype, g.shape, g.device) != (self._dtypes[i], p.shape, p.device):
+                return False
+            if not checks.same_layout(p, g):
+                grads[i] = torch.empty_like(p, dtype=g.dtype).copy_(g)
         return True
 
 
@@ -168,7 +193,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             norm = Sums(1, numels, [0] * len(params), planned, device)
         for launch in here:
             _plan_passes(optimizer, launch, sums, norm)
-    return Plan(params, launches, optimizer.state, touched)
+    lists = [group["params"] for group in optimizer.param_groups]
+    return Plan(lists, launches, optimizer.state, touched)
 
 
 def _entry(
@@ -215,10 +241,6 @@ def _plan_passes(
         launch.survey = launch.plan_pass(optimizer.rule, variant | optimizer.survey.variant, sums)
     if norm is not None:
         launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
-
-
-def _addresses_and_sizes(params: list[torch.Tensor]) -> list[list[int]]:
-    return [[p.data_ptr() for p in params], [p.numel() for p in params]]
 
 
 def _objects(state: dict) -> list:

@@ -17,10 +17,10 @@ class ReferenceBackend:
     name = "reference"
 
     def why_not(self, device: torch.device) -> str | None:
-        return None
+        return "meta tensors have no memory" if device.type == "meta" else None
 
     def apply(self, launch: Launch, work: Pass) -> None:
-        found_inf = None if work is launch.survey else launch.found_inf
+        found_inf = launch.skip_flag(work)
         if found_inf is not None and found_inf.item() != 0:
             return
         rule = facts(work.rule, work.variant)
