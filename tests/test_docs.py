@@ -34,6 +34,18 @@ def blocks(page: Path, language: str) -> list[str]:
     return [block["code"] for block in found if block["language"] == language]
 
 
+def recipes(page: Path) -> list:
+    """Every block of a page, after its first one; named by the heading above it."""
+    text = page.read_text(encoding="utf-8")
+    first, found = blocks(page, "python")[0], []
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        title = section.splitlines()[0]
+        for block in FENCE.finditer(section):
+            if block["language"] == "python" and block["code"] != first:
+                found.append(pytest.param(first + block["code"], id=title))
+    return found
+
+
 def headings(page: Path) -> set[str]:
     """Anchors of a page, as GitHub forms them."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -44,6 +56,14 @@ def headings(page: Path) -> set[str]:
 @pytest.mark.parametrize("code", blocks(ROOT / "README.md", "python"))
 def test_code_of_the_readme_runs(code):
     exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("recipe", recipes(ROOT / "docs" / "using.md"))
+def test_recipes_run(recipe, tmp_path, monkeypatch):
+    """Each from top to bottom in an empty folder, after the page's first block."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(recipe, "docs/using.md", "exec"), {"__name__": "recipe"})
 
 
 def test_one_cell_by_hand_runs(capsys):

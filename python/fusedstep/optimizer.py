@@ -116,6 +116,7 @@ class FusedOptimizer(KeepsState):
 
     # The step
 
+    @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
     @torch.no_grad()
     def step(self, closure=None):
         """Update all parameters that have a gradient; a step happens whole or not at all.

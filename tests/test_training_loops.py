@@ -1,0 +1,223 @@
+"""The loops people train with: schedulers, scalers, hooks, averaging, saving, torch.compile."""
+
+import copy
+import gc
+
+import fusedstep
+import psutil
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from fusedstep import testing
+from torch.optim import lr_scheduler, swa_utils
+
+from tests.training import assert_same, every_class, give_gradients, model, stored, train
+
+# A21: whatever a scheduler writes into a group is taken as it is.
+SCHEDULERS = {
+    "LambdaLR": {"lr_lambda": lambda t: 0.9**t},
+    "MultiplicativeLR": {"lr_lambda": lambda t: 0.9},
+    "StepLR": {"step_size": 2},
+    "MultiStepLR": {"milestones": [2, 5]},
+    "ConstantLR": {"total_iters": 3},
+    "LinearLR": {"total_iters": 5},
+    "ExponentialLR": {"gamma": 0.8},
+    "PolynomialLR": {"total_iters": 6, "power": 2.0},
+    "CosineAnnealingLR": {"T_max": 5},
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "CyclicLR": {"base_lr": 1e-3, "max_lr": 1e-2, "step_size_up": 3},  # moves betas too
+    "OneCycleLR": {"max_lr": 1e-2, "total_steps": 9},
+    "ReduceLROnPlateau": {"patience": 1},
+}
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float_lr", "tensor_lr"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_works_unmodified(name, tensor_lr):
+    moved = []
+    for cls in (fusedstep.AdamW, torch.optim.AdamW):
+        params = model(dtype=torch.float64)
+        optimizer = cls(params, lr=torch.tensor(1e-3, dtype=torch.float64) if tensor_lr else 1e-3)
+        scheduler = getattr(lr_scheduler, name)(optimizer, **SCHEDULERS[name])
+        for t in range(8):
+            train(optimizer, params, 1, seed=t)
+            scheduler.step(*((1.0,) if name == "ReduceLROnPlateau" else ()))
+        moved.append(params)
+    for p, q in zip(*moved, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+@every_class
+def test_clipping_and_a_grad_scaler_are_one_step(cls):
+    """A4: as unscale_, clip_grad_norm_ and step, with powers of two; the norms are the same."""
+    ours, plain = model(), model()
+    a, b = cls(ours, max_grad_norm=0.5), cls(plain, max_grad_norm=0.5)
+    scale, found_inf = torch.tensor(1024.0), torch.tensor(0.0)
+    for t in range(4):
+        give_gradients(ours, t)
+        give_gradients(plain, t)
+        for p in ours:
+            p.grad.mul_(1024.0)
+        a.grad_scale, a.found_inf = scale, found_inf
+        a.step()
+        b.step()
+        assert torch.equal(a.last_grad_norm, b.last_grad_norm) and b.last_grad_norm > 0.5
+    assert_same(stored(a, ours), stored(b, plain))
+
+
+@every_class
+def test_a_thousand_steps_leave_nothing_behind(cls):
+    """A14"""
+    params = model()
+    optimizer = cls(params, max_grad_norm=1.0)
+    process = psutil.Process()
+
+    def steps(n):
+        for t in range(n):
+            optimizer.zero_grad(set_to_none=True)
+            give_gradients(params, t)
+            optimizer.step()
+        gc.collect()
+        return len(gc.get_objects()), process.memory_info().rss
+
+    steps(50)
+    objects, memory = steps(1)
+    objects_after, memory_after = steps(1000)
+    assert objects_after - objects < 20
+    assert memory_after - memory < 4 << 20
+
+
+@every_class
+def test_gradients_are_the_same_after_a_step(cls):
+    """A18"""
+    params = model()
+    optimizer = cls(params, max_grad_norm=0.1, maximize=True, weight_decay=0.1)
+    for _ in range(2):
+        give_gradients(params)
+        before = [p.grad.clone() for p in params]
+        optimizer.step()
+        for p, g in zip(params, before, strict=True):
+            assert torch.equal(p.grad, g)
+
+
+@every_class
+def test_five_thousand_steps_count_in_a_bfloat16_model(cls):
+    """A19: the count is an integer; masters take the steps of the float32 model."""
+    (half,), (full,) = (model((8,), dtype=d) for d in (torch.bfloat16, torch.float32))
+    full.data.copy_(half)
+    a, b = cls([half], master_weights=True), cls([full])
+    half.grad = torch.linspace(-1, 1, 8, dtype=torch.bfloat16)
+    full.grad = half.grad.float()
+    for _ in range(5000):
+        a.step()
+        b.step()
+    assert a.state[half]["step"].dtype is torch.int64 and int(a.state[half]["step"]) == 5000
+    assert torch.equal(a.state[half]["master_param"], full)
+
+
+UNSUMMED = [case for case in testing.CASES if not case.cls.sums and "clipped" not in case.id]
+
+
+@pytest.mark.parametrize("case", UNSUMMED, ids=lambda case: case.id)
+def test_how_a_tensor_is_cut_does_not_matter(case, backend, device):
+    """A28, for rules without a norm."""
+    generator = torch.Generator().manual_seed(0)
+    values, *grads = torch.randn(4, 1100, generator=generator)
+    found = []
+    for cuts in ([1100], [1, 6, 1017, 76]):
+        params = [torch.nn.Parameter(v.to(device)) for v in values.clone().split(cuts)]
+        optimizer = case.cls(params, backend=backend, **dict(case.options))
+        for g in grads:
+            for p, part in zip(params, g.split(cuts), strict=True):
+                p.grad = part.to(device)
+            optimizer.step()
+        found.append(torch.cat([p.detach().cpu() for p in params]))
+    assert_same({"params": found[1]}, {"params": found[0]})
+
+
+def test_hooks_run_before_and_after_a_step():
+    params, told = model(), []
+    optimizer = fusedstep.MAdam(params)
+    optimizer.register_step_pre_hook(lambda *_: told.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: told.append("post"))
+    train(optimizer, params, 2)
+    assert told == ["pre", "post"] * 2
+
+
+@every_class
+def test_an_optimizer_for_each_parameter_steps_in_backward(cls):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+    twin, x = copy.deepcopy(layers), torch.randn(7, 6)
+    whole = cls(twin.parameters())
+    own = {p: cls([p]) for p in layers.parameters()}
+    separate = cls.sums and cls is not fusedstep.LAMB  # AvaGrad's mean is over an optimizer
+
+    def step(p):
+        own[p].step()
+        p.grad = None
+
+    for p in layers.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    for _ in range(3):
+        layers(x).square().mean().backward()
+        whole.zero_grad()
+        twin(x).square().mean().backward()
+        if cls is fusedstep.LAMB:
+            whole.param_groups[0]["max_grad_norm"] = None  # nor can it clip by all gradients
+            for optimizer in own.values():
+                optimizer.param_groups[0]["max_grad_norm"] = None
+        whole.step()
+    for p, q in zip(layers.parameters(), twin.parameters(), strict=True):
+        assert p.grad is None and (separate or torch.equal(p, q))
+
+
+def test_weights_are_averaged_with_swa_utils():
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 2)
+    averaged = swa_utils.AveragedModel(net)
+    optimizer = fusedstep.LaProp(net.parameters())
+    scheduler = swa_utils.SWALR(optimizer, swa_lr=1e-2, anneal_epochs=2)
+    seen = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        net(torch.randn(3, 4)).square().mean().backward()
+        optimizer.step()
+        averaged.update_parameters(net)
+        scheduler.step()
+        seen.append(net.weight.detach().clone())
+    torch.testing.assert_close(averaged.module.weight, torch.stack(seen).mean(0))
+
+
+@every_class
+def test_a_distributed_checkpoint_continues_bitwise(cls, tmp_path):
+    params, others = model(), model()
+    a, b = cls(params, max_grad_norm=1.0), cls(others, max_grad_norm=1.0)
+    train(a, params, 3)
+    dcp.save({"params": params, "optimizer": a.state_dict()}, checkpoint_id=tmp_path)
+    train(b, others, 1, seed=9)  # states to load into, as DCP wants them
+    loaded = {"params": others, "optimizer": b.state_dict()}
+    dcp.load(loaded, checkpoint_id=tmp_path)
+    b.load_state_dict(loaded["optimizer"])
+    train(a, params, 2, seed=20)
+    train(b, others, 2, seed=20)
+    assert_same(stored(b, others), stored(a, params))
+
+
+@every_class
+def test_a_compiled_training_step_may_call_the_optimizer(cls):
+    """Dynamo breaks the graph at our step and runs it as it is."""
+    params, twins = model((4, 5)), model((4, 5))
+    a, b = cls(params), cls(twins)
+    x = torch.randn(3, 4)
+
+    def train_step(p, optimizer):
+        optimizer.zero_grad()
+        (x @ p).square().mean().backward()
+        optimizer.step()
+
+    compiled = torch.compile(train_step, backend="eager")
+    for _ in range(3):
+        compiled(params[0], a)
+        train_step(twins[0], b)
+    assert_same(stored(a, params), stored(b, twins))
