@@ -130,7 +130,8 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
         self.apply(launch, threads);
       });
   py::class_<Gatherer>(m, "Gatherer", py::module_local())
-      .def(py::init<const py::object&, const py::list&, const std::vector<std::int64_t>&>())
+      .def(py::init<const py::object&, const py::list&, const std::vector<std::int64_t>&,
+                    const std::vector<std::uint64_t>&>())
       .def("gather", &Gatherer::gather);
   m.def("holds", &holds);
   m.def("cpu_levels", &cpu_levels);

@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "core/tensor_lists.h"
@@ -40,10 +39,11 @@ inline bool has_dtype(const dlpack::Tensor& tensor, std::int64_t dtype) {
 // compiled in: tensors describe themselves through DLPack, one C call each.
 class Gatherer {
  public:
-  // tensor_type: torch.Tensor, of torch 2.10 or later. groups: lists of parameters; dtypes: for
-  // each of them the code of its gradient's dtype, or -1 where it is not planned.
+  // tensor_type: torch.Tensor, of torch 2.10 or later. groups: lists of parameters. For each of
+  // them, dtypes: the code of its gradient's dtype, or -1 where it is in no launch; places: the
+  // address of its entry in a launch's table of gradients, or 0.
   Gatherer(const pybind11::object& tensor_type, const pybind11::list& groups,
-           const std::vector<std::int64_t>& dtypes)
+           const std::vector<std::int64_t>& dtypes, const std::vector<std::uint64_t>& places)
       : type_(tensor_type), grad_(tensor_type.attr("grad")) {
     const pybind11::capsule api = tensor_type.attr("__dlpack_c_exchange_api__");
     const auto* found = api.get_pointer<const dlpack::ExchangeApi>();
@@ -54,24 +54,27 @@ class Gatherer {
     for (const pybind11::handle group : groups) {
       sizes_.push_back(PyList_Size(group.ptr()));
       for (const pybind11::handle param : group) {
-        Planned planned{dtypes.at(planned_.size()), {}, {}, {}};
+        Planned planned = {};
+        planned.grad_dtype = dtypes.at(planned_.size());
+        planned.place = pointer<std::uint64_t>(places.at(planned_.size()));
         if (planned.grad_dtype >= 0) {
-          planned.param = view(param.ptr());
-          planned.shape.assign(planned.param.shape, planned.param.shape + planned.param.ndim);
-          planned.strides.assign(planned.param.strides, planned.param.strides + planned.param.ndim);
+          const dlpack::Tensor t = view(param.ptr());
+          planned = {
+              planned.grad_dtype, planned.place, data(t), layouts_.size(), t.ndim, t.code, t.bits};
+          layouts_.insert(layouts_.end(), t.shape, t.shape + t.ndim);
+          layouts_.insert(layouts_.end(), t.strides, t.strides + t.ndim);
         }
-        planned_.push_back(std::move(planned));
+        planned_.push_back(planned);
       }
     }
   }
 
-  // The gradients, their addresses written to `out` (by address: uint64 for each parameter, 0 for
-  // None); or None where something is not as planned: a parameter added, moved, resized or in
-  // another group, a gradient of another dtype or layout, memory that is not there.
-  pybind11::object gather(const pybind11::list& groups, std::uintptr_t out) const {
-    auto* found = reinterpret_cast<std::uint64_t*>(out);
+  // Writes the addresses of the gradients into the launches' tables, 0 for None, and tells whether
+  // there is any; or None where something is not as planned: a parameter added, moved, resized or
+  // in another group, a gradient of another dtype or layout, memory that is not there.
+  pybind11::object gather(const pybind11::list& groups) const {
     if (std::size_t(PyList_GET_SIZE(groups.ptr())) != sizes_.size()) return pybind11::none();
-    pybind11::list grads(planned_.size());
+    bool any = false;
     std::size_t i = 0;
     for (std::size_t g = 0; g < sizes_.size(); ++g) {
       PyObject* group = PyList_GET_ITEM(groups.ptr(), Py_ssize_t(g));
@@ -80,33 +83,38 @@ class Gatherer {
         PyObject* param = PyList_GET_ITEM(group, k);
         if (!PyObject_TypeCheck(param, reinterpret_cast<PyTypeObject*>(type_.ptr())))
           return pybind11::none();
-        pybind11::object grad = attribute(grad_, param);
-        found[i] = 0;
-        if (!fits(planned_[i], param, grad.ptr(), found[i])) return pybind11::none();
-        PyList_SET_ITEM(grads.ptr(), Py_ssize_t(i), grad.release().ptr());
+        const pybind11::object grad = attribute(grad_, param);
+        std::uint64_t address = 0;
+        if (!fits(planned_[i], param, grad.ptr(), address)) return pybind11::none();
+        if (planned_[i].place != nullptr) *planned_[i].place = address;
+        any = any || address != 0;
       }
     }
-    return grads;
+    return pybind11::bool_(any);
   }
 
  private:
   struct Planned {
-    std::int64_t grad_dtype;
-    dlpack::Tensor param;
-    std::vector<std::int64_t> shape, strides;
+    std::int64_t grad_dtype;  // -1: in no launch
+    std::uint64_t* place;
+    std::uint64_t data;
+    std::size_t layout;  // where its shape stands in layouts_, before its strides
+    std::int32_t ndim;
+    std::uint8_t code, bits;
   };
 
   // Whether a parameter and its gradient are as planned; `address` becomes the gradient's.
   bool fits(const Planned& planned, PyObject* object, PyObject* grad,
             std::uint64_t& address) const {
     if (planned.grad_dtype < 0) return grad == Py_None;
-    const dlpack::Tensor param = view(object), &expected = planned.param;
-    if (data(param) != data(expected) || param.code != expected.code ||
-        param.bits != expected.bits || param.ndim != expected.ndim)
+    const dlpack::Tensor param = view(object);
+    if (data(param) != planned.data || param.code != planned.code || param.bits != planned.bits ||
+        param.ndim != planned.ndim)
       return false;
+    const std::int64_t* shape = layouts_.data() + planned.layout;
+    const std::int64_t* strides = shape + planned.ndim;
     for (int i = 0; i < param.ndim; ++i)
-      if (param.shape[i] != planned.shape[i] || param.strides[i] != planned.strides[i])
-        return false;
+      if (param.shape[i] != shape[i] || param.strides[i] != strides[i]) return false;
     if (grad == Py_None) return true;
     const dlpack::Tensor gradient = view(grad);
     if (!has_dtype(gradient, planned.grad_dtype) || gradient.device_type != param.device_type ||
@@ -142,6 +150,7 @@ class Gatherer {
   int (*view_)(void*, dlpack::Tensor*);
   std::vector<Py_ssize_t> sizes_;
   std::vector<Planned> planned_;
+  std::vector<std::int64_t> layouts_;
 };
 
 // Whether a dict of dicts still holds exactly the objects of `planned`: each inner dict followed by

@@ -213,7 +213,7 @@ def test_older_torch_is_read_tensor_by_tensor(shapes, monkeypatch):
     """Before 2.10 tensors do not describe themselves through DLPack's C interface."""
     case, mode = testing.CASES[0], testing.MODES[0]
     want = testing.run(case, mode, shapes, "cpu")
-    monkeypatch.setattr(plan, "_gatherer", lambda groups, codes: None)
+    monkeypatch.setattr(plan, "_gatherer", lambda *_: None)
     assert not testing.differences(testing.run(case, mode, shapes, "cpu"), want)
 
 
@@ -259,3 +259,22 @@ def test_a_float_in_place_of_a_tensor_of_the_same_value_is_taken():
     optimizer.step()
     (launch,) = optimizer._plan.launches
     assert not launch.source.any() and 0.5 in launch.hyper.tolist()[0]
+
+
+def test_states_that_moved_under_their_tensors_are_planned_anew():
+    """As `for t in state.values(): t.data = t.data.to(device)` does, there and back."""
+    ps = params((3,), (4,))
+    optimizer = fusedstep.AdamW(ps)
+    optimizer.step()
+    before = optimizer._plan
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name].data = state[name].data.clone()
+    optimizer.step()
+    assert optimizer._plan is not before
+    fresh = params((3,), (4,))
+    other = fusedstep.AdamW(fresh)
+    for _ in range(2):
+        other.step()
+    for p, q in zip(ps, fresh, strict=True):
+        assert torch.equal(p, q)

@@ -239,10 +239,8 @@ def test_an_eps_that_vanishes_is_refused(cls, options):
 def test_a_norm_over_two_devices_is_refused():
     p, q = torch.ones(3), torch.ones(3, device="meta")
     checks.one_device("max_grad_norm", [(0, p), (1, q)])
-    match = "max_grad_norm takes a norm over parameters on cpu and meta"
-    refused(
-        match, lambda: checks.one_device("max_grad_norm", [(0, p), (0, q)]), NotImplementedError
-    )
+    with pytest.raises(NotImplementedError, match="max_grad_norm takes a norm .* cpu and meta"):
+        checks.one_device("max_grad_norm", [(0, p), (0, q)])
 
 
 def test_the_norm_of_a_skipped_step_is_told_too(backend, device):

@@ -100,7 +100,8 @@ class Launch:
         passes: what a step runs, in order. norm: the pass that sums squared gradients, or None.
         survey: the pass that brings the sums a step starts from, or None.
         grad_scale, found_inf: float32 AMP tensors of this step, or None.
-        grads: this step's gradients by ``Entry.index``, only while the launch runs.
+        grads: this step's gradients by ``Entry.index``, only while the launch runs and only where
+            addresses do not suffice: copies in another layout, the reference backend.
     """
 
     kind: Kind
@@ -140,7 +141,8 @@ class Launch:
         self._sent = None if on_host else self._host.clone()
         parts = (part.numpy() for part in self._split(self._host))
         self._host_grad, self._host_hyper, self._host_source = parts
-        self._values: list[tuple] = [()] * len(self.groups)
+        self._values: list[tuple | None] = [None] * len(self.groups)
+        self._read_by_host = [False] * len(self.groups)  # tensors elsewhere: anew in each step
 
     device = property(lambda self: self.kind.device)
     opmath = property(lambda self: self.kind.opmath)
@@ -198,14 +200,14 @@ class Launch:
         return self.grad_dtype.itemsize * self.elements
 
     def set_hypers(self, row: int, values: tuple) -> None:
-        """Bring a row up to date: floats by value, 0-d tensors on this device by address."""
-        # never compared by value where one is a tensor, which would wait for the device
-        known = (*values, *self._values[row])
-        if not any(isinstance(v, torch.Tensor) for v in known) and values == self._values[row]:
+        """Bring a row up to date: floats by value, 0-d tensors on this device by address. The tuple
+        that was given last is known to have the same values."""
+        if values is self._values[row] and not self._read_by_host[row]:
             return
-        self._values[row] = values
+        self._values[row], self._read_by_host[row] = values, False
         for j, value in enumerate(values):
             by_address = isinstance(value, torch.Tensor) and value.device == self.device
+            self._read_by_host[row] |= isinstance(value, torch.Tensor) and not by_address
             self._host_hyper[row, j] = 0.0 if by_address else float(value)
             self._host_source[row, j] = (
                 value.data_ptr() + (value.dtype is torch.float64) if by_address else 0
@@ -215,9 +217,19 @@ class Launch:
         """The values a parameter group is updated with now; reads device tensors."""
         return [float(value) for value in self._values[self.groups.index(group)]]
 
-    def send(self, addresses: np.ndarray) -> None:
-        """Write this step's gradient addresses; at most one copy to the device."""
-        self._host_grad[:] = addresses[self.index]
+    def gradient_places(self) -> list[tuple[int, int]]:
+        """Of every entry, its ``index`` and the address of its place in the table of gradients."""
+        first = self._host_grad.ctypes.data
+        return [(e.index, first + 8 * i) for i, e in enumerate(self.entries)]
+
+    def set_gradients(self, grads: list[torch.Tensor | None]) -> None:
+        """Enter this step's gradients, listed by ``Entry.index``."""
+        # An empty tensor has no address, yet takes its step: any number but 0 will do.
+        found = (grads[e.index] for e in self.entries)
+        self._host_grad[:] = [0 if g is None else g.data_ptr() or 1 for g in found]
+
+    def send(self) -> None:
+        """Bring what has changed to the device: at most one copy."""
         if self._sent is None or torch.equal(self._host, self._sent):
             return
         # Pinned memory of torch's allocator is not handed out again before the copy has ended.

@@ -67,6 +67,7 @@ class FusedOptimizer(KeepsState):
         self._plan: Plan | None = None
         self._norm_sq: torch.Tensor | None = None
         self._checked: list[tuple] = []  # variant and hyper-parameters of groups that passed
+        self._rows: list[tuple] = []  # the hyper-parameters alone
         self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
         super().__init__(params, {**defaults, **common})
@@ -142,30 +143,30 @@ class FusedOptimizer(KeepsState):
                 loss = closure()
         groups = [group["params"] for group in self.param_groups]
         rows = self._checked_rows()
-        plan, now = self._plan, None
+        plan, now, listed = self._plan, None, self.backend == "reference"
         if plan is not None and plan.keeps(self.state):
-            now = plan.collect(groups)
+            now = plan.collect(groups, listed)
         if now is None:
             self._plan, plan = None, make_plan(self)
-            now = plan.collect(groups)
+            now = plan.collect(groups, listed)
             if now is None:
                 raise RuntimeError(
                     f"{type(self).__name__}: a parameter or gradient changed while its step was "
                     f"being planned. Do not train a model from several threads at once."
                 )
-        addresses, grads = now
-        if addresses.any():
+        present, grads = now
+        if present:
             self._plan = None  # until the step is done: what stops it may leave sums half done
-            self._run(plan, rows, addresses, grads)
+            self._run(plan, rows, grads)
         if not plan.touched:
             self._plan = plan
         return loss
 
-    def _run(self, plan: Plan, rows: list[tuple], addresses, grads: list) -> None:
+    def _run(self, plan: Plan, rows: list[tuple], grads: list | None) -> None:
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
-        amp = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
-        for name, value in amp.items():
-            checks.amp_tensor(name, value)
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        checks.amp_tensor("grad_scale", grad_scale)
+        checks.amp_tensor("found_inf", found_inf)
         surveyed = self.surveyed_on()
         survey = self.survey is not None and (
             plan.surveyed is None or not _same_rows([surveyed], [plan.surveyed])
@@ -174,10 +175,10 @@ class FusedOptimizer(KeepsState):
             for launch in plan.launches:
                 for row, group in enumerate(launch.groups):
                     launch.set_hypers(row, rows[group])
-                launch.send(addresses)
+                launch.send()
                 launch.grads = grads
-                launch.grad_scale = _amp_tensor(amp["grad_scale"], launch.device)
-                launch.found_inf = _amp_tensor(amp["found_inf"], launch.device)
+                launch.grad_scale = _amp_tensor(grad_scale, launch.device)
+                launch.found_inf = _amp_tensor(found_inf, launch.device)
             for launch, work in plan.passes(survey):
                 choose(self.backend, launch.device).apply(launch, work)
         finally:
@@ -189,7 +190,7 @@ class FusedOptimizer(KeepsState):
         self._norm_sq = plan.grad_norm_sq()
 
     def _checked_rows(self) -> list[tuple]:
-        """Every group's hyper-parameters, checked where they changed."""
+        """Every group's hyper-parameters, checked where they changed; else the same tuples."""
         try:
             rows = [
                 (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
@@ -206,8 +207,8 @@ class FusedOptimizer(KeepsState):
             self._check_groups()
             if [row[:2] for row in seen] != [row[:2] for row in self._checked]:
                 self._plan = None  # another kernel
-            self._checked = seen
-        return rows
+            self._checked, self._rows = seen, rows
+        return self._rows
 
     def _check_groups(self) -> None:
         for i, group in enumerate(self.param_groups):

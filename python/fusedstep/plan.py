@@ -9,11 +9,9 @@ hyper-parameters are brought up to date.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from . import checks, state_tensors
@@ -39,12 +37,12 @@ def native():
     return _native
 
 
-def _gatherer(groups: list[list[torch.Tensor]], codes: list[int]):
+def _gatherer(groups: list[list[torch.Tensor]], codes: list[int], places: list[int]):
     """Reads gradients without Python's own attribute calls; None before torch 2.10."""
     if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
     try:
-        return native().Gatherer(torch.Tensor, groups, codes)
+        return native().Gatherer(torch.Tensor, groups, codes, places)
     except ImportError:  # another DLPack
         return None
 
@@ -64,20 +62,24 @@ class Plan:
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         self._dtypes = [planned.get(i) for i in range(sum(map(len, groups)))]
         self._facts = self._facts_of(groups)
-        self._found = np.zeros(len(self._dtypes), dtype=np.int64)
         codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
-        self._gatherer = None if touched else _gatherer(groups, codes)
+        places = {i: place for launch in launches for i, place in launch.gradient_places()}
+        places = [places.get(i, 0) for i in range(len(codes))]
+        self._gatherer = None if touched else _gatherer(groups, codes, places)
         self._state = _objects(state)
+        norms = [(launch, launch.norm) for launch in launches if launch.norm is not None]
+        works = zip(*(launch.passes for launch in launches), strict=True)
+        self._passes = norms + [pair for round in works for pair in zip(launches, round)]
+        self._survey = [(launch, launch.survey) for launch in launches]
+        # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do.
+        ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
+        witnesses = [t for e in ends for t in (*e.states, e.master) if t is not None]
+        self._witnesses = [] if touched else [(t, t.data_ptr()) for t in witnesses]
         self.surveyed: tuple | None = None  # on what, see FusedOptimizer.surveyed_on
 
-    def passes(self, survey: bool) -> Iterator[tuple[Launch, Pass]]:
+    def passes(self, survey: bool) -> list[tuple[Launch, Pass]]:
         """What to run, in order: a pass over all launches before the next begins."""
-        if survey:
-            yield from ((launch, launch.survey) for launch in self.launches)
-        if any(launch.norm is not None for launch in self.launches):
-            yield from ((launch, launch.norm) for launch in self.launches)
-        for works in zip(*(launch.passes for launch in self.launches), strict=True):
-            yield from zip(self.launches, works, strict=True)
+        return self._survey + self._passes if survey else self._passes
 
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
@@ -86,20 +88,25 @@ class Plan:
 
     def keeps(self, state: dict) -> bool:
         """Whether the optimizer's state holds the very tensors that the tables address."""
+        if any(t.data_ptr() != address for t, address in self._witnesses):
+            return False
         if native() is not None:
             return native().holds(state, self._state)
         now = _objects(state)
         return len(now) == len(self._state) and all(map(operator.is_, now, self._state))
 
-    def collect(self, groups: list[list[torch.Tensor]]) -> tuple[np.ndarray, list] | None:
-        """This step's gradients and their addresses, or None where the plan no longer fits."""
-        if self._gatherer is not None:
+    def collect(
+        self, groups: list[list[torch.Tensor]], listed: bool
+    ) -> tuple[bool, list | None] | None:
+        """Enter this step's gradients into the launches' tables; return whether there is any, and
+        the gradients if ``listed``; or None where the plan no longer fits."""
+        if self._gatherer is not None and not listed:
             try:
-                grads = self._gatherer.gather(groups, self._found.ctypes.data)
+                present = self._gatherer.gather(groups)
             except (RuntimeError, BufferError):
-                grads = None  # a tensor that does not describe itself
-            if grads is not None:
-                return self._found, grads
+                present = None  # a tensor that does not describe itself
+            if present is not None:
+                return present, None
         try:
             if self._facts_of(groups) != self._facts:
                 return None
@@ -111,9 +118,9 @@ class Plan:
         ]
         if not self._fit(params, grads):
             return None
-        # An empty tensor has no address, yet takes its step: any number but 0 will do.
-        self._found[:] = [0 if g is None else g.data_ptr() or 1 for g in grads]
-        return self._found, grads
+        for launch in self.launches:
+            launch.set_gradients(grads)
+        return any(g is not None for g in grads), grads
 
     def _facts_of(self, groups: list[list[torch.Tensor]]) -> list[list[tuple | None]]:
         """What the tables depend on, of every parameter that is in one."""
