@@ -87,9 +87,7 @@ def add_optimizer_and_schedule(add: Callable[..., Any]) -> None:
     suits = "or what suits the optimizer"
     rate = f"highest learning rate [3e-3, {suits}]"
     add("--lr", type=real(0, 1e3), metavar="RATE", help=rate)
-    decay = (
-        "of weight matrices; biases and layer norms have none [0.1, or what suits the optimizer]"
-    )
+    decay = f"of weight matrices; biases and layer norms have none [0.1, {suits}]"
     add("--weight-decay", type=real(0, 1), metavar="DECAY", help=decay)
     option = "one more argument of the optimizer, as beta1=0.95; may be repeated"
     add("--option", type=assignment, action="append", default=[], metavar="NAME=VALUE", help=option)

@@ -8,7 +8,7 @@ import torch
 from .launch import Entry, Launch, Pass
 from .reference.multi_tensor_apply import facts, step_tensor
 from .reference.numerics import tree
-from .sums import CHUNK, Sums
+from .sums import Sums, chunk_counts
 
 
 class ReferenceBackend:
@@ -24,15 +24,16 @@ class ReferenceBackend:
         if found_inf is not None and found_inf.item() != 0:
             return
         rule = facts(work.rule, work.variant)
-        for tensor in launch.entries:
+        counts = chunk_counts([tensor.param.numel() for tensor in launch.entries]).tolist()
+        for tensor, chunks in zip(launch.entries, counts, strict=True):
             present = launch.grads[tensor.index] is not None
-            partial = 0.0
-            if present or rule.SERVES_ALL:
-                partial = self._step(launch, work, rule, tensor)
+            served = present or rule.SERVES_ALL
+            partial = self._step(launch, work, rule, tensor) if served else 0.0
             if rule.MOVES_PARAM and (present or rule.COUNTS_ALL):
                 tensor.step.add_(1)
-            if rule.EMITS and not (rule.KEEPS_ABSENT and not present and not rule.SERVES_ALL):
-                chunks = -(-tensor.param.numel() // CHUNK)
+            if rule.EMITS:
+                work.sums.arrived[work.sums.segments[tensor.index]] += chunks
+            if rule.EMITS and (served or not rule.KEEPS_ABSENT):
                 slot = int(launch.slots[tensor.index])
                 work.sums.partial[:, slot : slot + chunks] = torch.as_tensor(partial)
         if rule.EMITS:
@@ -71,10 +72,7 @@ class ReferenceBackend:
 
 
 def _finish_sums(launch: Launch, sums: Sums, counted: bool) -> None:
-    """Count a launch's chunks in, and sum every segment that is complete."""
-    for tensor in launch.entries:
-        segment = int(sums.segments[tensor.index])
-        sums.arrived[segment] += -(-tensor.param.numel() // CHUNK)
+    """Sum every segment of a launch that is complete."""
     for segment in {int(sums.segments[tensor.index]) for tensor in launch.entries}:
         if sums.arrived[segment].item() == sums.chunks[segment].item():
             sums.arrived[segment] = 0
