@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu-check"))
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-if importlib.util.find_spec("xdist"):  # Triton compiles a kernel for each combination
-    PYTEST += ["-n", str(min(8, os.cpu_count() or 1))]
+# Triton compiles a kernel for each combination. The profiler of test_gpu.py stays alone.
+WORKERS = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
 SMALL = (
     "from fusedstep import testing\n"
     "chosen = ('adamw', 'madam-paper', 'avagrad-released', 'lamb')\n"
@@ -79,7 +79,8 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine()}
     results["build"] = part("build", [*INSTALL, "--editable", "."], 150, FUSEDSTEP_CUDA="ON")
-    matrix = [*PYTEST, "tests/test_bits.py", "tests/test_sums.py", "tests/test_cbrt.py"]
+    files = ("tests/test_bits.py", "tests/test_sums.py", "tests/test_cbrt.py")
+    matrix = [*PYTEST, *WORKERS, *files]
     for backend, limit in (("cuda", 80), ("triton", 130)):
         results[f"bits_{backend}"] = part(
             f"bits_{backend}", [*matrix, "-k", f"{backend} and not emulated"], limit
