@@ -98,41 +98,29 @@ def cbrt(x):
     wide: tl.constexpr = x.dtype == tl.float64
     word: tl.constexpr = tl.uint64 if wide else tl.uint32
     opmath: tl.constexpr = x.dtype
-    digits: tl.constexpr = 52 if wide else 23
-    bias: tl.constexpr = 1023 if wide else 127
-    offset: tl.constexpr = 1023 if wide else 128  # keeps n at or above 0; bias + offset = 3 third
-    third: tl.constexpr = 682 if wide else 85
-    drop: tl.constexpr = 36 if wide else 16  # what is left is a third of opmath's precision
-    one: tl.constexpr = bias << digits
-    fraction: tl.constexpr = (1 << digits) - 1
-    inf: tl.constexpr = one + one + (1 << digits)
+    sign: tl.constexpr = 1 << (63 if wide else 31)
+    third: tl.constexpr = 0x2A9F7893782DA1CE if wide else 0x2A5119F2  # of one's exponent, tuned
+    half: tl.constexpr = 1 << (35 if wide else 15)  # of what c drops, 2/3 of opmath's precision
+    kept: tl.constexpr = 2 * sign - 2 * half
+    tiny: tl.constexpr = 2.0**-600 if wide else 2.0**-60
 
     bits = x.to(word, bitcast=True)
-    rest = bits & (inf + fraction)
-    sign = bits - rest
-    # A subnormal number is made normal, 2^(bias - 1) times as large, by an exact subtraction.
-    subnormal = rest <= fraction
-    scaled = ((one + (rest & fraction)).to(opmath, bitcast=True) - 1.0).to(word, bitcast=True)
-    normal = select(subnormal, scaled, rest)
-    # |x| = m 2^(3 (j - third)),  1 <= m < 8
-    n = (normal >> digits) + offset
-    n = select(subnormal, n - (bias - 1), n)
-    j = (n * 43691) >> 17  # n / 3
-    m = (((n - 3 * j + bias) << digits) + (normal & fraction)).to(opmath, bitcast=True)
-    # y = (354 + 180 m - 20 m^2 + m^3) / 512: an error of 0.7 percent
-    y = (354.0 + m * (180.0 - m * (20.0 - m))) * 0.001953125
-    # Halley: y = y (y^3 + 2 m) / (2 y^3 + m), from an error of e to one of 2/3 e^3
+    size = (bits & (sign - 1)).to(opmath, bitcast=True)
+    # A power of 8 takes the size to where nothing overflows and no bits are lost.
+    low = size < tiny
+    a = size * select(low, 1 / tiny, 2.0**-6)
+    # A third of the exponent: an error of 3.3 percent
+    y = (a.to(word, bitcast=True) // 3 + third).to(opmath, bitcast=True)
+    # Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3
     for _ in tl.static_range(2 if wide else 1):
         cube = y * y * y
-        y = y * div(cube + 2.0 * m, 2.0 * cube + m)
-    # c is y rounded, so that m - c^3 is exact:  y - c = (m - c^3) / (y^2 + y c + c^2)
-    half: tl.constexpr = 1 << (drop - 1)
-    c = (((y.to(word, bitcast=True) + half) >> drop) << drop).to(opmath, bitcast=True)
-    y = c + div(m - c * c * c, y * y + y * c + c * c)
-    # Exact: no cube root is subnormal.
-    root = y.to(word, bitcast=True) + (j << digits) - (third << digits)
-    itself = (rest == 0) | (rest >= inf)
-    return select(itself, x, (root + sign).to(opmath, bitcast=True))
+        y = y * div(cube + 2.0 * a, 2.0 * cube + a)
+    # c is y rounded, so that a - c^3 is exact:  y - c = (a - c^3) / (y^2 + y c + c^2)
+    c = ((y.to(word, bitcast=True) + half) & kept).to(opmath, bitcast=True)
+    y = c + div(a - c * c * c, y * (y + c) + c * c)
+    y = y * select(low, 2.0**-200 if wide else 2.0**-20, 4.0)
+    root = (y.to(word, bitcast=True) | (bits & sign)).to(opmath, bitcast=True)
+    return select((size > 0.0) & (size < float("inf")), root, x)
 
 
 @triton.jit

@@ -23,7 +23,8 @@ except ImportError:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = {np.float32: (np.uint32, 23), np.float64: (np.uint64, 52)}
-ULPS = Fraction("0.52")  # above the greatest error found, 0.5114 ulp in float32
+# Above the greatest error found, 1.165 ulp in float32 (all numbers), 0.5001 in float64 (a sample)
+ULPS = {np.float32: Fraction("1.17"), np.float64: Fraction("0.51")}
 
 
 @pytest.fixture(params=WORDS, ids=lambda opmath: opmath.__name__)
@@ -46,7 +47,7 @@ def test_every_float32_mantissa():
         # (y^3 - x) / (3 y^2), off by 1e-8 ulp of the error in float64
         y = numerics.cbrt(x).astype(np.float64)
         error = (y * y * y - x) / (3 * y * y)
-        assert np.abs(error).max() <= float(ULPS) * 2.0**-23
+        assert np.abs(error).max() <= float(ULPS[np.float32]) * 2.0**-23
 
 
 def test_every_exponent(opmath):
@@ -55,7 +56,7 @@ def test_every_exponent(opmath):
     x = x[np.isfinite(x) & (x > 0)]
     y = numerics.cbrt(x)
     for a, b, ulp in zip(x.tolist(), y.tolist(), np.spacing(y).tolist(), strict=True):
-        allowed = ULPS * Fraction(ulp)
+        allowed = ULPS[opmath] * Fraction(ulp)
         assert (Fraction(b) - allowed) ** 3 <= Fraction(a) <= (Fraction(b) + allowed) ** 3, a
 
 
@@ -70,22 +71,34 @@ def test_signs_zeros_and_specials(opmath):
 
 
 SOURCE = """
-#include <algorithm>
-#include "core/numerics.h"
+#include "cpu/pack.h"
+
+using namespace fusedstep;
 
 template <class T>
-__attribute__((noinline)) void roots(const T* x, T* y, long n) {
-#pragma omp simd
+void elements(const T* x, T* y, long n) {
   for (long i = 0; i < n; ++i) y[i] = fusedstep::cbrt(x[i]);
 }
 
 template <class T>
-void blocks(const T* x, T* y, long n, long block) {
-  for (long i = 0; i < n; i += block) roots(x + i, y + i, std::min(block, n - i));
+void packs(const T* x, T* y, long n) {
+  constexpr long size = Pack<T>::kSize;
+  Pack<T> root;
+  long i = 0;
+  for (; i + size <= n; i += size) {
+    load<true>(root, x + i, size);
+    store<true>(cbrt(root), y + i, size);
+  }
+  load<false>(root, x + i, n - i);
+  store<false>(cbrt(root), y + i, n - i);
 }
 
-extern "C" void float32(const float* x, float* y, long n, long block) { blocks(x, y, n, block); }
-extern "C" void float64(const double* x, double* y, long n, long block) { blocks(x, y, n, block); }
+extern "C" {
+void elements_float32(const float* x, float* y, long n) { elements(x, y, n); }
+void elements_float64(const double* x, double* y, long n) { elements(x, y, n); }
+void packs_float32(const float* x, float* y, long n) { packs(x, y, n); }
+void packs_float64(const double* x, double* y, long n) { packs(x, y, n); }
+}
 """
 
 
@@ -104,12 +117,12 @@ def library(tmp_path_factory):
     return ctypes.CDLL(str(folder / "cbrt.so"))
 
 
-@pytest.mark.parametrize("block", [1, 1000], ids=["scalar", "vector"])
-def test_cpp_gives_the_same_bits(block, opmath, library):
-    x = values(opmath, per_exponent=100)
+@pytest.mark.parametrize("by", ["elements", "packs"])
+def test_cpp_gives_the_same_bits(by, opmath, library):
+    x = values(opmath, per_exponent=100)[1:]  # the last pack is not whole
     y = np.empty_like(x)
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, y))
-    library[opmath.__name__](*pointers, ctypes.c_long(len(x)), ctypes.c_long(block))
+    library[f"{by}_{opmath.__name__}"](*pointers, ctypes.c_long(len(x)))
     want = numerics.cbrt(x)
     assert testing.difference("cbrt", *map(torch.from_numpy, (y, want))) is None
 

@@ -31,20 +31,21 @@ struct MaxVA {
   }
 
   // Moves u, s and q one step on and returns w.
-  FUSEDSTEP_HD T update(T g, T& u, T& s, T& q) const {
+  template <class V>
+  FUSEDSTEP_HD V update(V g, V& u, V& s, V& q) const {
     const T one = T(1);
     // e = g - u,  d = e^2
-    const T e = g - u;
-    const T d = e * e;
+    const V e = g - u;
+    const V d = e * e;
     // beta = clip((d + s) / ((2 - q) d + q s + delta), lo, hi)
-    const T ratio = div(d + s, (T(2) - q) * d + q * s + delta);
-    const T beta = clip(ratio, lo, hi);
+    const V ratio = div(d + s, (T(2) - q) * d + q * s + delta);
+    const V beta = clip(ratio, lo, hi);
     // q = beta q,  w = 1 - q
     q = beta * q;
-    q = select(q < T(kFaded), T(0), q);
-    const T w = one - q;
+    q = select(q < T(kFaded), V(T(0)), q);
+    const V w = one - q;
     // gamma = (1 - beta) / w
-    const T gamma = div(one - beta, w);
+    const V gamma = div(one - beta, w);
     // u += gamma e
     u = u + gamma * e;
     // s = (1 - gamma)(s + gamma d)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #if defined(__CUDACC__)
@@ -31,6 +32,22 @@ struct f16 {
 };
 
 inline namespace FUSEDSTEP_LEVEL {
+
+// Functions of V take one element, a float or a double, or a pack of them (cpu/pack.h).
+template <class V>
+struct Element {
+  using type = V;
+};
+template <class V>
+using ElementOf = typename Element<V>::type;
+
+// The unsigned integers of the same bits.
+template <class V>
+struct Word {
+  using type = std::conditional_t<sizeof(V) == 8, std::uint64_t, std::uint32_t>;
+};
+template <class V>
+using WordOf = typename Word<V>::type;
 
 template <class To, class From>
 FUSEDSTEP_HD To bit_cast(From from) {
@@ -72,14 +89,23 @@ FUSEDSTEP_HD T widen(f16 x) {
   return T(bit_cast<float>(bits | sign));
 }
 
+template <class V>
+FUSEDSTEP_HD V select(bool condition, V yes, V no) {
+  return condition ? yes : no;
+}
+
 // Narrowing rounds once, to nearest even, by the bits; NaN first (N1).
+template <class W>
+FUSEDSTEP_HD W bf16_bits(W bits) {
+  const W rounded = (bits + 0x7FFFu + ((bits >> 16u) & 1u)) >> 16u;
+  return select((bits & 0x7FFFFFFFu) > 0x7F800000u, W(0x7FC0u), rounded);
+}
+
 FUSEDSTEP_HD void narrow(float x, float& to) { to = x; }
 FUSEDSTEP_HD void narrow(double x, double& to) { to = x; }
 
 FUSEDSTEP_HD void narrow(float x, bf16& to) {
-  const std::uint32_t bits = bit_cast<std::uint32_t>(x);
-  const std::uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  to.bits = std::uint16_t((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+  to.bits = std::uint16_t(bf16_bits(bit_cast<std::uint32_t>(x)));
 }
 
 FUSEDSTEP_HD void narrow(float x, f16& to) {
@@ -97,12 +123,13 @@ FUSEDSTEP_HD void narrow(float x, f16& to) {
 }
 
 // What bfloat16 memory would give back; float64 is never stored so.
-FUSEDSTEP_HD float round_bf16(float x) {
-  bf16 stored;
-  narrow(x, stored);
-  return widen<float>(stored);
+template <class V>
+FUSEDSTEP_HD V round_bf16(V x) {
+  if constexpr (sizeof(ElementOf<V>) == sizeof(float))
+    return bit_cast<V>(bf16_bits(bit_cast<WordOf<V>>(x)) << 16u);
+  else
+    return x;
 }
-FUSEDSTEP_HD double round_bf16(double x) { return x; }
 
 // Arithmetic of N2. Plain + - * stay operators: the build forbids contraction (N3).
 FUSEDSTEP_HD float div(float a, float b) { return a / b; }
@@ -110,71 +137,56 @@ FUSEDSTEP_HD double div(double a, double b) { return a / b; }
 FUSEDSTEP_HD float sqrt(float x) { return ::sqrtf(x); }
 FUSEDSTEP_HD double sqrt(double x) { return ::sqrt(x); }
 
-template <class T>
-FUSEDSTEP_HD T select(bool condition, T yes, T no) {
-  return condition ? yes : no;
-}
-
 // beta x + (1 - beta) y; the complement is a scalar of its own (N6).
-template <class T>
-FUSEDSTEP_HD T ema(T x, T y, T beta, T one_minus_beta) {
+template <class V>
+FUSEDSTEP_HD V ema(V x, V y, ElementOf<V> beta, ElementOf<V> one_minus_beta) {
   return beta * x + one_minus_beta * y;
 }
 
 // N8: a NaN in b loses, a NaN in the stored a stays.
-template <class T>
-FUSEDSTEP_HD T max(T a, T b) {
+template <class V>
+FUSEDSTEP_HD V max(V a, V b) {
   return select(b > a, b, a);
 }
 
 // N8: low first, so that 0/0 becomes lo.
-template <class T>
-FUSEDSTEP_HD T clip(T b, T lo, T hi) {
-  b = select(b > lo, b, lo);
-  return select(b < hi, b, hi);
+template <class V>
+FUSEDSTEP_HD V clip(V b, ElementOf<V> lo, ElementOf<V> hi) {
+  b = select(b > lo, b, V(lo));
+  return select(b < hi, b, V(hi));
 }
 
 // The cube root of N5.
-template <class T>
-FUSEDSTEP_HD T cbrt(T x) {
+template <class V>
+FUSEDSTEP_HD V cbrt(V x) {
+  using T = ElementOf<V>;
+  using W = WordOf<T>;
   constexpr bool wide = sizeof(T) == sizeof(double);
-  using Word = std::conditional_t<wide, std::uint64_t, std::uint32_t>;
-  constexpr int digits = wide ? 52 : 23;
-  constexpr Word bias = wide ? 1023 : 127;
-  constexpr Word offset = wide ? 1023 : 128;  // keeps n at or above 0; bias + offset = 3 third
-  constexpr Word third = wide ? 682 : 85;
-  constexpr int drop = wide ? 36 : 16;  // what is left is a third of T's precision
-  constexpr Word one = bias << digits;
-  constexpr Word fraction = (Word(1) << digits) - 1;
-  constexpr Word inf = one + one + (Word(1) << digits);
+  constexpr W sign = W(1) << (wide ? 63 : 31);
+  constexpr W third = wide ? 0x2A9F7893782DA1CE : 0x2A5119F2;  // of one's exponent, tuned
+  constexpr W half = W(1) << (wide ? 35 : 15);  // of what c drops, 2/3 of T's precision
+  constexpr W kept = ~(half + half - 1);
+  constexpr T inf = std::numeric_limits<T>::infinity();
+  constexpr T tiny = wide ? 0x1p-600 : 0x1p-60, grow = 1 / tiny;
 
-  const Word bits = bit_cast<Word>(x);
-  const Word rest = bits & (inf + fraction);
-  const Word sign = bits - rest;
-  // A subnormal number is made normal, 2^(bias - 1) times as large, by an exact subtraction.
-  const bool subnormal = rest <= fraction;
-  const Word scaled = bit_cast<Word>(bit_cast<T>(one + (rest & fraction)) - T(1));
-  const Word normal = select(subnormal, scaled, rest);
-  // |x| = m 2^(3 (j - third)),  1 <= m < 8
-  Word n = (normal >> digits) + offset;
-  n = select(subnormal, n - (bias - 1), n);
-  const Word j = (n * 43691) >> 17;  // n / 3
-  const T m = bit_cast<T>(((n - 3 * j + bias) << digits) + (normal & fraction));
-  // y = (354 + 180 m - 20 m^2 + m^3) / 512: an error of 0.7 percent
-  T y = (T(354) + m * (T(180) - m * (T(20) - m))) * T(0.001953125);
-  // Halley: y = y (y^3 + 2 m) / (2 y^3 + m), from an error of e to one of 2/3 e^3
+  const WordOf<V> bits = bit_cast<WordOf<V>>(x);
+  const V size = bit_cast<V>(bits & ~sign);
+  // A power of 8 takes the size to where nothing overflows and no bits are lost.
+  const auto low = size < tiny;
+  const V a = size * select(low, V(grow), V(T(0x1p-6)));
+  // A third of the exponent: an error of 3.3 percent
+  V y = bit_cast<V>(bit_cast<WordOf<V>>(a) / W(3) + third);
+  // Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3
   for (int step = 0; step < (wide ? 2 : 1); ++step) {
-    const T cube = y * y * y;
-    y = y * div(cube + T(2) * m, T(2) * cube + m);
+    const V cube = y * y * y;
+    y = y * div(cube + T(2) * a, T(2) * cube + a);
   }
-  // c is y rounded, so that m - c^3 is exact:  y - c = (m - c^3) / (y^2 + y c + c^2)
-  const Word half = Word(1) << (drop - 1);
-  const T c = bit_cast<T>(((bit_cast<Word>(y) + half) >> drop) << drop);
-  y = c + div(m - c * c * c, y * y + y * c + c * c);
-  // Exact: no cube root is subnormal.
-  const Word root = bit_cast<Word>(y) + (j << digits) - (third << digits);
-  const bool itself = (rest == 0) | (rest >= inf);
-  return select(itself, x, bit_cast<T>(root + sign));
+  // c is y rounded, so that a - c^3 is exact:  y - c = (a - c^3) / (y^2 + y c + c^2)
+  const V c = bit_cast<V>((bit_cast<WordOf<V>>(y) + half) & kept);
+  y = c + div(a - c * c * c, y * (y + c) + c * c);
+  y = y * select(low, V(wide ? T(0x1p-200) : T(0x1p-20)), V(T(4)));
+  const V root = bit_cast<V>(bit_cast<WordOf<V>>(y) | (bits & sign));
+  return select((size > T(0)) & (size < inf), root, x);
 }
 
 // beta^t by squaring (N6).

@@ -5,7 +5,7 @@
 //     kHypers, kStates           columns of a row of hyper-parameters, of memory per element
 //                                (exp_avg first)
 //     scalars(hyper, t, carried) float64 in, opmath out (N6); moves carried one step on
-//     update(scalars, g, p, state)  one element in registers
+//     update<V>(scalars, g, p, state)  in registers; V: one element, opmath, or a pack of them
 //
 // A rule with kSums > 0 takes part in sums of squares over a segment of the parameters (a tensor, a
 // group, all: the front end says which). Its functions have one argument more:
@@ -73,10 +73,8 @@ FUSEDSTEP_HD typename Rule::Scalars scalars_of(const double* hyper, std::int64_t
     return Rule::scalars(hyper, t, carried);
 }
 
-template <class Rule>
-FUSEDSTEP_HD void update_of(const typename Rule::Scalars& s, typename Rule::opmath g,
-                            typename Rule::opmath& p, typename Rule::opmath* state,
-                            typename Rule::opmath* out) {
+template <class Rule, class V>
+FUSEDSTEP_HD void update_of(const typename Rule::Scalars& s, V g, V& p, V* state, V* out) {
   if constexpr (Rule::kSums > 0)
     Rule::update(s, g, p, state, out);
   else

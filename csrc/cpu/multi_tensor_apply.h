@@ -5,12 +5,11 @@
 // for float and double only.
 #pragma once
 
-#include <utility>
-
 #include "core/prologue.h"
 #include "core/reduce.h"
 #include "core/registry.h"
 #include "cpu/float_environment.h"
+#include "cpu/pack.h"
 
 #define FUSEDSTEP_STRING_(x) #x
 #define FUSEDSTEP_STRING(x) FUSEDSTEP_STRING_(x)
@@ -18,7 +17,7 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-constexpr int kBlock = kLanes;  // elements between widening and narrowing: one for each lane of N7
+constexpr int kBlock = 256;                      // elements between widening and narrowing
 constexpr std::int64_t kSerialElements = 32768;  // below this, waking threads costs more
 
 template <class T, class Memory>
@@ -64,30 +63,35 @@ struct Block {
   T* out[kMaxSums];  // what the elements add to the sums, before squaring
 };
 
-// A function of its own: OpenMP would give an array declared inside a simd loop a copy per lane.
-template <class Rule, std::size_t... S, std::size_t... M, std::size_t... O>
-FUSEDSTEP_HD void update_element(const typename Rule::Scalars& scalars, const Block<Rule>& block,
-                                 int i, std::index_sequence<S...>, std::index_sequence<M...>,
-                                 std::index_sequence<O...>) {
-  using T = typename Rule::opmath;
-  T registers[] = {block.state[S][i]..., T(0)};  // one more, for rules without a state
-  T out[kMaxSums] = {};
-  const T g = Rule::kReadsGrad ? block.g[i] : T(0);
-  T p = Rule::kReadsParam ? block.p[i] : T(0);
-  update_of<Rule>(scalars, g, p, registers, out);
-  if constexpr (Rule::kMovesParam) block.p[i] = p;
-  ((block.state[M][i] = registers[M]), ...);
-  if constexpr (Rule::kEmits) ((block.out[O][i] = out[O]), ...);
+// A pack of a block from its element i on, or the n elements that are left.
+template <bool kWhole, class Rule, std::size_t... S, std::size_t... M, std::size_t... O>
+FUSEDSTEP_HD void update_pack(const typename Rule::Scalars& scalars, const Block<Rule>& block,
+                              int i, int n, std::index_sequence<S...>, std::index_sequence<M...>,
+                              std::index_sequence<O...>) {
+  using V = Pack<typename Rule::opmath>;
+  V g, p, state[sizeof...(S) + 1], out[kMaxSums];
+  if constexpr (Rule::kReadsGrad) load<kWhole>(g, block.g + i, n);
+  if constexpr (Rule::kReadsParam) load<kWhole>(p, block.p + i, n);
+  (load<kWhole>(state[S], block.state[S] + i, n), ...);
+  update_of<Rule>(scalars, g, p, state, out);
+  if constexpr (Rule::kMovesParam) store<kWhole>(p, block.p + i, n);
+  (store<kWhole>(state[M], block.state[M] + i, n), ...);
+  if constexpr (Rule::kEmits) (store<kWhole>(out[O], block.out[O] + i, n), ...);
 }
 
 template <class Rule>
-void update_block(const typename Rule::Scalars& scalars, int n, const Block<Rule>& columns) {
+void update_block(const typename Rule::Scalars& shared, int n, const Block<Rule>& columns) {
+  // Copies, which no store can change: they are read once.
+  const typename Rule::Scalars scalars = shared;
   const Block<Rule> block = columns;
-#pragma omp simd
-  for (int i = 0; i < n; ++i)
-    update_element<Rule>(scalars, block, i, std::make_index_sequence<Rule::kStates>(),
-                         std::make_index_sequence<kMoved<Rule>>(),
-                         std::make_index_sequence<Rule::kSums>());
+  constexpr int kPack = Pack<typename Rule::opmath>::kSize;
+  constexpr auto states = std::make_index_sequence<Rule::kStates>();
+  constexpr auto moved = std::make_index_sequence<kMoved<Rule>>();
+  constexpr auto sums = std::make_index_sequence<Rule::kSums>();
+  int i = 0;
+  for (; i + kPack <= n; i += kPack)
+    update_pack<true, Rule>(scalars, block, i, kPack, states, moved, sums);
+  if (i < n) update_pack<false, Rule>(scalars, block, i, n - i, states, moved, sums);
 }
 
 template <class Rule>
@@ -138,10 +142,12 @@ void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t t
   if constexpr (Rule::kMovesParam)
     close_block(launch.param_dtype, block.p, address_of(launch, kParam, tensor), offset, n);
   if constexpr (Rule::kEmits)
-    for (int k = 0; k < Rule::kSums; ++k)
+    for (int k = 0; k < Rule::kSums; ++k) {
+      double* lanes = scratch.lanes[k] + offset % kLanes;
+      const T* out = scratch.out[k];
 #pragma omp simd
-      for (int i = 0; i < n; ++i)
-        scratch.lanes[k][i] = scratch.lanes[k][i] + square(scratch.out[k][i]);
+      for (int i = 0; i < n; ++i) lanes[i] = lanes[i] + square(out[i]);
+    }
 }
 
 // The prologue of the tensor asked for last: neighbours mostly share row, count and carried

@@ -35,8 +35,9 @@ struct AdaMomentum : RuleDefaults {
             T(eps)};
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {
-    T &m = state[0], &v = state[1];
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state) {
+    V &m = state[0], &v = state[1];
     // decoupled: p *= 1 - lr wd;  coupled: g += wd p
     p = p * s.decay;
     g = select(s.coupled_decay != T(0), g + s.coupled_decay * p, g);
@@ -45,7 +46,7 @@ struct AdaMomentum : RuleDefaults {
     // v = beta2 v + (1 - beta2) m^2 + eps
     v = ema(v, m * m, s.beta2, s.one_minus_beta2) + s.eps;
     // vmax = max(vmax, v)
-    T second_moment = v;
+    V second_moment = v;
     if constexpr (kAmsgrad) second_moment = state[2] = max(state[2], v);
     // p -= lr sqrt(bc2)/bc1 m / sqrt(v)
     p = p - div(s.step_size * m, sqrt(second_moment));

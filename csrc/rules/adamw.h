@@ -34,8 +34,9 @@ struct AdamW : RuleDefaults {
             T(eps * sqrt(bias_correction2))};
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {
-    T &m = state[0], &v = state[1];
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state) {
+    V &m = state[0], &v = state[1];
     // decoupled: p *= 1 - lr wd;  coupled: g += wd p
     p = p * s.decay;
     g = select(s.coupled_decay != T(0), g + s.coupled_decay * p, g);
@@ -44,7 +45,7 @@ struct AdamW : RuleDefaults {
     // v = beta2 v + (1 - beta2) g^2
     v = ema(v, g * g, s.beta2, s.one_minus_beta2);
     // vmax = max(vmax, v)
-    T second_moment = v;
+    V second_moment = v;
     if constexpr (kAmsgrad) second_moment = state[2] = max(state[2], v);
     // p -= lr sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2))
     p = p - div(s.step_size * m, sqrt(second_moment) + s.eps);

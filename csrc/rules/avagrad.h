@@ -53,15 +53,17 @@ struct AvaGrad : RuleDefaults {
   }
 
   // out: eta of a second moment, and 1 where it is counted
-  static FUSEDSTEP_HD void emit(const Scalars& s, T v, T* out) {
-    const T counted = select(v == T(0), s.zero_counts, T(1));
+  template <class V>
+  static FUSEDSTEP_HD void emit(const Scalars& s, V v, V* out) {
+    const V counted = select(v == T(0), V(s.zero_counts), V(T(1)));
     // eta = 1 / (sqrt(v)/sqrt(bc2) + eps)
-    out[0] = select(counted != T(0), div(s.eta_scale, sqrt(v) + s.eta_eps), T(0));
+    out[0] = select(counted != T(0), div(V(s.eta_scale), sqrt(v) + s.eta_eps), V(T(0)));
     out[1] = counted;
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state, T* out) {
-    T &m = state[0], &v = state[1];
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state, V* out) {
+    V &m = state[0], &v = state[1];
     if constexpr (kReleased || kSurvey) emit(s, v, out);
     if constexpr (kSurvey) return;
     // decoupled: p *= 1 - lr wd;  coupled: g += wd p

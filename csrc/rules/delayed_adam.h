@@ -31,8 +31,9 @@ struct DelayedAdam : RuleDefaults {
             T(eps * sqrt(bias_correction2))};
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {
-    T &m = state[0], &v = state[1];
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state) {
+    V &m = state[0], &v = state[1];
     // g += wd p
     g = select(s.coupled_decay != T(0), g + s.coupled_decay * p, g);
     // m = beta1 m + (1 - beta1) g

@@ -19,7 +19,10 @@ struct GradNorm : RuleDefaults {
     return {};
   }
 
-  static FUSEDSTEP_HD void update(const Scalars&, T g, T&, T*, T* out) { out[0] = g; }
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars&, V g, V&, V*, V* out) {
+    out[0] = g;
+  }
 };
 
 }  // namespace FUSEDSTEP_LEVEL

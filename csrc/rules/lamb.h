@@ -44,8 +44,9 @@ struct LAMB : RuleDefaults {
             T(lr * ratio)};
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state, T* out) {
-    T &m = state[0], &v = state[1];
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state, V* out) {
+    V &m = state[0], &v = state[1];
     if constexpr (!kSecond) {
       // m = beta1 m + (1 - beta1) g, as it will be stored
       m = ema(m, g, s.beta1, s.one_minus_beta1);
@@ -54,7 +55,7 @@ struct LAMB : RuleDefaults {
       v = ema(v, g * g, s.beta2, s.one_minus_beta2);
     }
     // u = sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2)) + wd p
-    const T u = div(s.u_scale * m, sqrt(v) + s.eps) + s.decay * p;
+    const V u = div(s.u_scale * m, sqrt(v) + s.eps) + s.decay * p;
     if constexpr (kSecond) {
       // p -= lr ratio u
       p = p - s.step_size * u;

@@ -39,13 +39,14 @@ struct LaProp : RuleDefaults {
             T(select(double(t) > centered_start, 1.0, 0.0))};
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {
-    T& m = state[0];
-    T n;
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state) {
+    V& m = state[0];
+    V n;
     if constexpr (kCentered) {
-      T &c = state[1], &variance = state[2];
+      V &c = state[1], &variance = state[2];
       // e = g - c,  c += (1 - beta2) e,  var = beta2 (var + (1 - beta2) e^2)
-      const T e = g - c;
+      const V e = g - c;
       c = c + s.one_minus_beta2 * e;
       variance = s.beta2 * (variance + s.one_minus_beta2 * (e * e));
       // n = var once centring has begun, else v = var + c^2
@@ -56,8 +57,8 @@ struct LaProp : RuleDefaults {
     }
     if constexpr (kAmsgrad) {
       // nmax = max(nmax, n), with centered only once centring has begun
-      T& largest = state[kStates - 1];
-      const T larger = max(largest, n);
+      V& largest = state[kStates - 1];
+      const V larger = max(largest, n);
       largest = select(!kCentered || s.centering != T(0), larger, largest);
       n = select(!kCentered || s.centering != T(0), larger, n);
     }

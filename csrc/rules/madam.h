@@ -35,14 +35,15 @@ struct MAdam : RuleDefaults {
             MaxVA<T>::scalars(hyper[2], hyper[3], hyper[4], hyper[8], t, carried[0])};
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {
-    T &m = state[0], &u = state[1];
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state) {
+    V &m = state[0], &u = state[1];
     // decoupled: p *= 1 - lr wd;  coupled: g += wd p
     p = p * s.decay;
     g = select(s.coupled_decay != T(0), g + s.coupled_decay * p, g);
     // u, s, w by maximal variation;  v = s + u^2
-    const T w = s.moments.update(g, u, state[2], state[3]);
-    T v = state[2] + u * u;
+    const V w = s.moments.update(g, u, state[2], state[3]);
+    V v = state[2] + u * u;
     // vmax = max(vmax, v)
     if constexpr (kAmsgrad) v = state[4] = max(state[4], v);
     // m = beta1 m + (1 - beta1) g

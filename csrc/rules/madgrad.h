@@ -35,18 +35,20 @@ struct MADGRAD : RuleDefaults {
   }
 
   // x0 - sum / (cbrt(nu) + eps)
-  static FUSEDSTEP_HD T dual(T x0, T sum, T nu, T eps) {
-    const T root = cbrt(nu) + eps;
+  template <class V>
+  static FUSEDSTEP_HD V dual(V x0, V sum, V nu, T eps) {
+    const V root = cbrt(nu) + eps;
     return select(root == T(0), x0, x0 - div(sum, root));
   }
 
-  static FUSEDSTEP_HD void update(const Scalars& s, T g, T& p, T* state) {
-    T &nu = state[0], &sum = state[1];
-    const T before = p;
+  template <class V>
+  static FUSEDSTEP_HD void update(const Scalars& s, V g, V& p, V* state) {
+    V &nu = state[0], &sum = state[1];
+    const V before = p;
     // coupled: g += wd p
     g = select(s.coupled_decay != T(0), g + s.coupled_decay * p, g);
     // momentum 0: x0 = p + s / (cbrt(nu) + eps)
-    T x0;
+    V x0;
     if constexpr (kMomentum)
       x0 = state[2];
     else
@@ -55,7 +57,7 @@ struct MADGRAD : RuleDefaults {
     nu = nu + s.lamb * (g * g);
     sum = sum + s.lamb * g;
     // z = x0 - s / (cbrt(nu) + eps)
-    const T z = dual(x0, sum, nu, s.eps);
+    const V z = dual(x0, sum, nu, s.eps);
     // p = (1 - c) p + c z
     if constexpr (kMomentum)
       p = ema(p, z, s.momentum, s.one_minus_momentum);

@@ -70,41 +70,29 @@ def cbrt(x):
     """The cube root of N5."""
     wide = x.dtype == np.float64
     word, opmath = (np.uint64, np.float64) if wide else (np.uint32, np.float32)
-    digits = word(52 if wide else 23)
-    bias = word(1023 if wide else 127)
-    offset = word(1023 if wide else 128)  # keeps n at or above 0; bias + offset = 3 third
-    third = word(682 if wide else 85)
-    drop = word(36 if wide else 16)  # what is left is a third of opmath's precision
-    one = bias << digits
-    fraction = (word(1) << digits) - word(1)
-    inf = one + one + (word(1) << digits)
+    sign = word(1 << (63 if wide else 31))
+    third = word(0x2A9F7893782DA1CE if wide else 0x2A5119F2)  # of one's exponent, tuned
+    half = word(1 << (35 if wide else 15))  # of what c drops, 2/3 of opmath's precision
+    kept = ~(half + half - word(1))
+    tiny, grow = (opmath(2.0**power) for power in ((-600, 600) if wide else (-60, 60)))
 
     bits = x.view(word)
-    rest = bits & (inf + fraction)
-    sign = bits - rest
-    # A subnormal number is made normal, 2^(bias - 1) times as large, by an exact subtraction.
-    subnormal = rest <= fraction
-    scaled = ((one + (rest & fraction)).view(opmath) - opmath(1)).view(word)
-    normal = select(subnormal, scaled, rest)
-    # |x| = m 2^(3 (j - third)),  1 <= m < 8
-    n = (normal >> digits) + offset
-    n = select(subnormal, n - (bias - word(1)), n)
-    j = (n * word(43691)) >> word(17)  # n / 3
-    m = (((n - word(3) * j + bias) << digits) + (normal & fraction)).view(opmath)
-    # y = (354 + 180 m - 20 m^2 + m^3) / 512: an error of 0.7 percent
-    y = (opmath(354) + m * (opmath(180) - m * (opmath(20) - m))) * opmath(0.001953125)
-    # Halley: y = y (y^3 + 2 m) / (2 y^3 + m), from an error of e to one of 2/3 e^3
+    size = (bits & ~sign).view(opmath)
+    # A power of 8 takes the size to where nothing overflows and no bits are lost.
+    low = size < tiny
+    a = size * select(low, grow, opmath(2.0**-6))
+    # A third of the exponent: an error of 3.3 percent
+    y = (a.view(word) // word(3) + third).view(opmath)
+    # Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3
     for _ in range(2 if wide else 1):
         cube = y * y * y
-        y = y * div(cube + opmath(2) * m, opmath(2) * cube + m)
-    # c is y rounded, so that m - c^3 is exact:  y - c = (m - c^3) / (y^2 + y c + c^2)
-    half = word(1) << (drop - word(1))
-    c = (((y.view(word) + half) >> drop) << drop).view(opmath)
-    y = c + div(m - c * c * c, y * y + y * c + c * c)
-    # Exact: no cube root is subnormal.
-    root = y.view(word) + (j << digits) - (third << digits)
-    itself = (rest == 0) | (rest >= inf)
-    return select(itself, x, (root + sign).view(opmath))
+        y = y * div(cube + opmath(2) * a, opmath(2) * cube + a)
+    # c is y rounded, so that a - c^3 is exact:  y - c = (a - c^3) / (y^2 + y c + c^2)
+    c = ((y.view(word) + half) & kept).view(opmath)
+    y = c + div(a - c * c * c, y * (y + c) + c * c)
+    y = y * select(low, opmath(2.0**-200 if wide else 2.0**-20), opmath(4))
+    root = (y.view(word) | (bits & sign)).view(opmath)
+    return select((size > 0) & (size < np.inf), root, x)
 
 
 def power(beta, t):
