@@ -1,12 +1,19 @@
 """Memory of every shape: the right answer, and never a byte outside (canaries around each view)."""
 
+from itertools import product
+
 import fusedstep
 import pytest
 import torch
-from fusedstep import testing
+
+from tests.training import assert_same, give_gradients, model, on_every_backend, stored, train
 
 CANARY = 12345.0
 SHAPE = (2, 3, 4, 6)
+
+
+def contiguous(t):
+    return t.clone()
 
 
 def channels_last(t):
@@ -23,26 +30,35 @@ def gaps(t):
     return wide[..., ::2]
 
 
-LAYOUTS = [torch.clone, channels_last, transposed]
+LAYOUTS = [contiguous, channels_last, transposed]
 
 
-def one_step(backend, device, make_param, make_grad):
-    values = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    gradient = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    p = torch.nn.Parameter(make_param(values).to(device))
-    p.grad = make_grad(gradient).to(device)
-    strides = p.stride(), p.grad.stride()
-    fusedstep.MAdam([p], lr=0.1, backend=backend).step()
-    assert (p.stride(), p.grad.stride()) == strides
-    return p.detach().cpu().contiguous()
+def one_step(cls, backend, device, layouts):
+    """Parameters in the midst of canaries, for every pair of layouts; what a step makes of them."""
+    params, memories = [], []
+    for i, (make_param, make_grad) in enumerate(layouts):
+        generator = torch.Generator().manual_seed(i)
+        values, gradient = torch.randn(2, *SHAPE, generator=generator)
+        strides = make_param(values).stride()
+        memories.append(torch.full((values.numel() + 14,), CANARY, device=device))
+        params.append(torch.nn.Parameter(memories[-1].as_strided(SHAPE, strides, 7).copy_(values)))
+        params[-1].grad = make_grad(gradient).to(device)
+    strides = [(p.stride(), p.grad.stride()) for p in params]
+    cls(params, lr=0.1, backend=backend).step()
+    assert [(p.stride(), p.grad.stride()) for p in params] == strides
+    for memory in memories:
+        assert (memory[:7] == CANARY).all() and (memory[-7:] == CANARY).all()
+    return {f"param {i}": p.detach().cpu().contiguous() for i, p in enumerate(params)}
 
 
-@pytest.mark.parametrize("make_grad", [*LAYOUTS, gaps], ids=lambda f: f"grad_{f.__name__}")
-@pytest.mark.parametrize("make_param", LAYOUTS, ids=lambda f: f"param_{f.__name__}")
-def test_layouts_do_not_matter(make_param, make_grad, backend, device):
-    want = one_step("reference", "cpu", torch.clone, torch.clone)
-    got = one_step(backend, device, make_param, make_grad)
-    assert testing.difference("p", got, want) is None
+@on_every_backend
+def test_a_gradient_may_have_any_layout(cls, backend, device):
+    """As with one laid out like its parameter, whose own layout only norms see (N7)."""
+    pairs = list(product(LAYOUTS, [*LAYOUTS, gaps]))
+    got = one_step(cls, backend, device, pairs)
+    assert_same(got, one_step(cls, "cpu", "cpu", [(layout, layout) for layout, _ in pairs]))
+    if not cls.sums:
+        assert_same(got, one_step(cls, "reference", "cpu", [(contiguous, contiguous)] * len(pairs)))
 
 
 def test_strides_of_size_one_dimensions_do_not_matter(backend, device):
@@ -69,3 +85,34 @@ def test_nothing_outside_a_view_is_written(offset, dtype, backend, device):
         optimizer.step()
     assert (memory[: 8 + offset] == canary).all() and (memory[8 + offset + 1027 :] == canary).all()
     assert (p != before).all()
+
+
+def test_a_view_with_gaps_is_refused_and_its_surroundings_stay(backend, device):
+    memory = torch.full((4, 6), CANARY, device=device)
+    good, bad = model((5,), device=device)[0], torch.nn.Parameter(memory[:, ::2])
+    optimizer = fusedstep.AdamW([good, bad], backend=backend)
+    give_gradients([good, bad])
+    with pytest.raises(ValueError, match=r"group 0, parameter 1 has shape .* leave gaps"):
+        optimizer.step()
+    assert (memory == CANARY).all() and torch.equal(good, model((5,), device=device)[0])
+
+
+EMPTIES = [[(0,), (5,)], [(5,), (0, 3), (7,)], [(5,), (0,)], [(0,)], [(0, 2), (0,)]]
+
+
+@pytest.mark.parametrize("shapes", EMPTIES, ids=str)
+@on_every_backend
+def test_empty_tensors_take_their_steps_and_change_no_other(cls, shapes, backend, device):
+    params, others = model(*shapes, device=device), model(*shapes)
+    optimizer = cls(params, backend=backend, max_grad_norm=0.5)
+    full = [p for p in others if p.numel()]
+    train(optimizer, params, 2)
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2] * len(params)
+    if full:
+        alone = cls(full, max_grad_norm=0.5)
+        for t in range(2):
+            give_gradients(others, t)
+            alone.step()
+        kept = [p for p in params if p.numel()]
+        got = {name: value.cpu() for name, value in stored(optimizer, kept).items()}
+        assert_same(got, stored(alone, full))

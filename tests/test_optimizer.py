@@ -64,63 +64,6 @@ def test_parameters_may_join_later():
     )
 
 
-# AMP
-
-
-@pytest.mark.parametrize("found_inf", [1e-3, 1.0, 2.0, float("inf"), float("nan")])
-@every_class
-def test_any_found_inf_skips_everything(cls, found_inf, backend, device):
-    params = model(device=device)
-    optimizer = cls(params, backend=backend)
-    train(optimizer, params, 2)
-    want = stored(optimizer, params)
-    for p in params:
-        p.grad.fill_(float("inf"))
-    optimizer.grad_scale = torch.tensor(4.0, device=device)
-    optimizer.found_inf = torch.tensor(found_inf, device=device)
-    optimizer.step()
-    assert_same(stored(optimizer, params), want)
-
-
-@pytest.mark.parametrize("unscale_first", [False, True])
-@every_class
-def test_grad_scaler_equals_the_unscaled_run(cls, unscale_first):
-    scaled, plain = model(), model()
-    a, b = cls(scaled), cls(plain)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=7)
-    skipped = 0
-    for t in range(60):
-        a.zero_grad()
-        b.zero_grad()
-        overflow = t % 11 == 5
-        for i, (p, q) in enumerate(zip(scaled, plain, strict=True)):
-            x = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * t + i))
-            (scaler.scale((p * x).sum())).backward()
-            (q * x).sum().backward()
-            if overflow and i == 1:
-                p.grad.view(-1)[0] = float("inf")
-        if unscale_first:
-            scaler.unscale_(a)
-        scaler.step(a)
-        scaler.update()
-        skipped += overflow
-        if not overflow:
-            b.step()
-    assert skipped > 3
-    assert_same(stored(a, scaled), stored(b, plain))
-
-
-def test_gradients_are_left_as_they_were(backend, device):
-    params = model(device=device)
-    optimizer = MADAM(params, backend=backend, maximize=True, weight_decay=0.1)
-    give_gradients(params)
-    optimizer.grad_scale = torch.tensor(8.0, device=device)
-    optimizer.found_inf = torch.tensor(0.0, device=device)
-    before = [p.grad.clone() for p in params]
-    optimizer.step()
-    assert all(torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
-
-
 # Hyper-parameters
 
 

@@ -1,11 +1,25 @@
 """Small models and their training, shared by the tests of behaviour."""
 
+import fusedstep
 import pytest
 import torch
 from fusedstep import testing
 
+from tests.conftest import TESTED_BACKENDS
+
 CLASSES = sorted({case.cls for case in testing.CASES}, key=lambda cls: cls.__name__)
 every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__.lower())
+
+# The interpreter takes long for a launch: of Triton one class with one pass, and one with sums,
+# two passes and clipping. The bit matrix has all of them.
+on_every_backend = pytest.mark.parametrize(
+    "cls, backend",
+    [
+        pytest.param(cls, backend, id=f"{cls.__name__.lower()}-{backend}")
+        for backend in TESTED_BACKENDS
+        for cls in ((fusedstep.AdamW, fusedstep.LAMB) if backend == "triton" else CLASSES)
+    ],
+)
 
 
 def model(*shapes, dtype=torch.float32, device="cpu", seed=0):
@@ -32,6 +46,9 @@ def stored(optimizer, params):
     result = {f"param {i}": p.detach().clone() for i, p in enumerate(params)}
     for i, p in enumerate(params):
         result |= {f"{i} {name}": v.clone() for name, v in optimizer.state[p].items()}
+    for i, group in enumerate(optimizer.param_groups):
+        sums = {n: v for n, v in group.items() if isinstance(v, torch.Tensor) and v.ndim}
+        result |= {f"group {i} {name}": v.clone() for name, v in sums.items()}
     return result
 
 

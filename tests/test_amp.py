@@ -1,0 +1,147 @@
+"""Mixed precision as people run it: GradScaler, Accelerate, clipping. A bad step is skipped."""
+
+import fusedstep
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+from tests.training import (
+    assert_same,
+    every_class,
+    give_gradients,
+    model,
+    on_every_backend,
+    stored,
+    train,
+)
+
+
+def skip(optimizer, params, found_inf):
+    """Take a step that must change nothing."""
+    want = stored(optimizer, params)
+    for p in params:
+        p.grad = torch.full_like(p, float("inf"))
+    optimizer.grad_scale = torch.tensor(4.0, device=params[0].device)
+    optimizer.found_inf = torch.tensor(found_inf, device=params[0].device)
+    optimizer.step()
+    optimizer.grad_scale = optimizer.found_inf = None
+    assert_same(stored(optimizer, params), want)
+
+
+# Scalers add what devices have found, so it may be 2; and it need not be a whole number.
+FOUND = [1e-3, 1.0, 2.0, float("inf"), float("nan")]
+
+
+@on_every_backend
+def test_any_found_inf_skips_everything(cls, backend, device):
+    params, others = model(device=device), model()
+    optimizer, unskipped = cls(params, backend=backend), cls(others, backend="reference")
+    train(optimizer, params, 1)
+    for found_inf in FOUND:
+        skip(optimizer, params, found_inf)
+    train(optimizer, params, 1, seed=1)
+    train(unskipped, others, 2)
+    got = {name: value.cpu() for name, value in stored(optimizer, params).items()}
+    assert_same(got, stored(unskipped, others))
+
+
+@pytest.mark.parametrize("found_inf", FOUND)
+@every_class
+def test_the_reference_skips_too(cls, found_inf):
+    params = model()
+    optimizer = cls(params, backend="reference")
+    train(optimizer, params, 1)
+    skip(optimizer, params, found_inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("unscale_first", [False, True], ids=["in_the_step", "unscale_first"])
+@every_class
+def test_two_hundred_scaled_steps_equal_the_unscaled_run(cls, unscale_first, dtype):
+    scaled, plain = model(dtype=dtype), model(dtype=dtype)
+    a, b = cls(scaled), cls(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=7)
+    scales = set()
+    for t in range(200):
+        a.zero_grad()
+        give_gradients(plain, t)
+        loss = sum((p * q.grad).sum() for p, q in zip(scaled, plain, strict=True))
+        scaler.scale(loss).backward()
+        overflow = t % 11 == 5
+        if overflow:
+            scaled[t % len(scaled)].grad.view(-1)[0] = float("inf")
+        if unscale_first:
+            scaler.unscale_(a)
+        scaler.step(a)
+        scaler.update()
+        scales.add(scaler.get_scale())
+        if not overflow:
+            b.step()
+    assert len(scales) > 1
+    counts = {int(a.state[p]["step"]) for p in scaled}
+    assert counts == {182}, "18 steps had an inf"
+    assert_same(stored(a, scaled), stored(b, plain))
+
+
+@every_class
+def test_scaling_and_clipping_are_one_step(cls):
+    """A scale that is a power of two leaves the norm and every bit as they are without it."""
+    ours, plain = model(), model()
+    a, b = cls(ours, max_grad_norm=0.5), cls(plain, max_grad_norm=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(1))  # makes the tensor that holds the scale
+    for t in range(4):
+        give_gradients(ours, t)
+        give_gradients(plain, t)
+        for p in ours:
+            p.grad.mul_(1024.0)
+        scaler.step(a)
+        scaler.update()
+        b.step()
+        assert torch.equal(a.last_grad_norm, b.last_grad_norm) and b.last_grad_norm > 0.5
+    assert_same(stored(a, ours), stored(b, plain))
+
+
+@every_class
+def test_one_step_equals_unscale_clip_and_step(cls):
+    """`max_grad_norm` with a scaler, against torch's three calls."""
+    ours, theirs = model(dtype=torch.float64), model(dtype=torch.float64)
+    a, b = cls(ours, max_grad_norm=0.5), cls(theirs, max_grad_norm=None)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in "ab"]
+    for t in range(5):
+        for scaler, optimizer, params in zip(scalers, (a, b), (ours, theirs), strict=True):
+            scaler.scale(torch.zeros(1))
+            give_gradients(params, t)
+            for p in params:
+                p.grad.mul_(1024.0)
+            if optimizer is b:
+                scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(params, 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+        torch.testing.assert_close(a.last_grad_norm, norm, rtol=1e-12, atol=0)
+        assert norm > 0.5
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+
+
+def test_accelerate_hands_the_scaler_through():
+    """Its wrapper calls step(*args, **kwargs): what a scaler would pass as an argument is lost."""
+    Accelerator(cpu=True)  # the wrapper asks for its state
+    scaled, plain = model(), model()
+    a, b = fusedstep.AdamW(scaled), fusedstep.AdamW(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    wrapped = AcceleratedOptimizer(a, scaler=scaler)
+    for t in range(3):
+        give_gradients(scaled, t)
+        give_gradients(plain, t)
+        scaler.scale(torch.zeros(1))
+        for p in scaled:
+            p.grad.mul_(256.0 if t != 1 else float("inf"))
+        wrapped.step()
+        if t == 1:
+            scaler.update(256.0)
+        else:
+            b.step()
+    assert_same(stored(a, scaled), stored(b, plain))
