@@ -184,6 +184,11 @@ def test_python_engines_name_no_rule():
         assert not words & set(RULES), path
 
 
+def test_triton_does_not_tune_by_running():
+    """It would run a kernel several times on what the kernel updates in place."""
+    assert not [path for path in tracked("kernels/*.py") if "autotune" in path.read_text()]
+
+
 def test_nobody_imports_tests_or_bench():
     for path in tracked("python/*.py", "kernels/*.py", "examples/*.py"):
         assert not {m.split(".")[0] for m in imports(path)} & {"tests", "bench"}, path

@@ -1,14 +1,12 @@
 """Tables and launches, without running a kernel where none is needed."""
 
 import fusedstep
-import numpy as np
 import pytest
 import torch
 from fusedstep import plan, testing
-from fusedstep.launch import chunk_table
-from fusedstep.sums import CHUNK
 
 from tests.conftest import BACKENDS
+from tests.training import every_class
 
 
 def params(*shapes, **kwargs):
@@ -31,9 +29,10 @@ def test_two_groups_are_one_launch():
     assert launch.row.tolist() == [0, 0, 1, 1]
 
 
-def test_465_groups_of_one_tensor_are_one_launch():
+@every_class
+def test_465_groups_of_one_tensor_are_one_launch(cls):
     groups = [{"params": params((3,)), "lr": 1e-3 * (i + 1)} for i in range(465)]
-    (launch,) = launches(fusedstep.AdamW(groups))
+    (launch,) = launches(cls(groups))
     assert launch.hyper.shape[0] == 465
 
 
@@ -55,24 +54,6 @@ def test_groups_that_need_another_kernel_are_another_launch():
     assert len(launches(fusedstep.AdamW(groups))) == 2
     mixed = [*params((3,)), *params((3,), dtype=torch.bfloat16), *params((3,), dtype=torch.float64)]
     assert len(launches(fusedstep.AdamW(mixed))) == 3
-
-
-@pytest.mark.parametrize("n", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
-def test_chunks_cover_a_tensor(n):
-    table = chunk_table([5, n, 7])
-    counts = [int((table[:, 0] == i).sum()) for i in range(3)]
-    assert counts == [1, -(-n // CHUNK), 1]
-    assert table[table[:, 0] == 1, 1].tolist() == list(range(counts[1]))
-
-
-def test_chunks_beyond_32_bits():
-    sizes = [2**32 + 5, 3, 2**31, 2**33]
-    table = chunk_table(sizes)
-    for i, size in enumerate(sizes):
-        index = table[table[:, 0] == i, 1].astype(np.int64)
-        assert (index == np.arange(len(index))).all()
-        assert (len(index) - 1) * CHUNK < size <= len(index) * CHUNK
-    assert table.dtype == np.int32
 
 
 def test_the_plan_is_kept_and_renewed():

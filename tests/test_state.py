@@ -7,69 +7,144 @@ import pickle
 import fusedstep
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from fusedstep import testing
 
+from tests.conftest import TESTED_BACKENDS, device_of
 from tests.training import assert_same, every_class, model, stored, train
 
 MADAM = fusedstep.MAdam
 
 
-@pytest.mark.parametrize("mode", testing.MODES, ids=lambda mode: mode.id)
-@every_class
-def test_saved_and_loaded_training_continues_bitwise(cls, mode):
-    case = testing.Case(cls.__name__, cls, (("weight_decay", 0.1),))
-    whole, first, second = (testing.Scenario(case, mode, "strided", "cpu") for _ in range(3))
+each_mode = pytest.mark.parametrize("mode", testing.MODES, ids=lambda mode: mode.id)
+
+
+def saved_and_loaded(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def through_a_file(scenario, fresh, path):
+    return saved_and_loaded(
+        {"params": scenario.params, "optimizer": scenario.optimizer.state_dict()}
+    )
+
+
+def through_a_distributed_checkpoint(scenario, fresh, path):
+    loaded = {"params": fresh.params, "optimizer": fresh.optimizer.state_dict()}
+    saved = {"params": scenario.params, "optimizer": scenario.optimizer.state_dict()}
+    dcp.save(saved, checkpoint_id=path)
+    dcp.load(loaded, checkpoint_id=path)
+    return loaded
+
+
+def resume(case, mode, through, path, backend="cpu", steps=testing.STEPS):
+    """Three steps, a new optimizer, the rest; compared with the run that was not interrupted."""
+    whole, first = (testing.Scenario(case, mode, "strided", "cpu") for _ in range(2))
+    second = testing.Scenario(case, mode, "strided", backend, device_of(backend))
+    if through is through_a_distributed_checkpoint:
+        second.step(0)  # it loads into states that are there
     for t in range(3):
         whole.step(t)
         first.step(t)
-        second.generator.set_state(first.generator.get_state())
-    file = io.BytesIO()
-    torch.save({"optimizer": first.optimizer.state_dict(), "params": first.params}, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
+    loaded = through(first, second, path)
+    second.generator.set_state(first.generator.get_state())
     with torch.no_grad():
         for p, value in zip(second.params, loaded["params"], strict=True):
             p.copy_(value)
     second.optimizer.load_state_dict(loaded["optimizer"])
-    for t in range(3, testing.STEPS):
+    for t in range(3, steps):
         whole.step(t)
         second.step(t)
     assert_same(second.snapshot(), whole.snapshot())
 
 
+@each_mode
+def test_saved_and_loaded_training_continues_bitwise(case, mode):
+    resume(case, mode, through_a_file, None)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@each_mode
 @every_class
-def test_every_stored_state_has_its_dtype(cls):
-    params = model(dtype=torch.bfloat16)
-    optimizer = cls(params, master_weights=True, state_dtype=torch.bfloat16)
-    train(optimizer, params, 1)
-    dtypes = {name: value.dtype for name, value in optimizer.state[params[0]].items()}
-    assert dtypes.pop("step") is torch.int64
-    assert dtypes.pop("exp_avg", torch.bfloat16) is torch.bfloat16
-    assert {dtypes.pop(name) for name in cls.carried} <= {torch.float64}
-    assert set(dtypes.values()) == {torch.float32}
+def test_a_distributed_checkpoint_continues_bitwise(cls, mode, tmp_path):
+    case = testing.Case(cls.__name__, cls, (("weight_decay", 0.1),))
+    resume(case, mode, through_a_distributed_checkpoint, tmp_path)
 
 
-def test_torchs_adamw_state_moves_over():
+@pytest.mark.parametrize("backend", [*TESTED_BACKENDS, "reference"])
+@every_class
+def test_another_backend_continues_bitwise(cls, backend):
+    case = testing.Case(cls.__name__, cls, (("weight_decay", 0.1),))
+    resume(case, testing.MODES[-1], through_a_file, None, backend, steps=4)
+
+
+@each_mode
+def test_every_stored_state_has_its_dtype(case, mode):
+    scenario = testing.Scenario(case, mode, "ragged", "cpu")
+    scenario.step(0)
+    opmath = torch.float64 if mode.param is torch.float64 else torch.float32
+    for state in map(scenario.optimizer.state.get, scenario.params):
+        for name, value in state.items():
+            if name == "step":
+                assert value.dtype is torch.int64
+            elif name in case.cls.carried:
+                assert value.dtype is torch.float64
+            elif name == "exp_avg" and "state_dtype" in mode.options:
+                assert value.dtype is torch.bfloat16
+            else:
+                assert value.dtype is opmath
+        assert ("master_param" in state) == ("master_weights" in mode.options)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_torchs_adamw_state_moves_over_and_back(fused):
     ours, theirs = model(dtype=torch.float64), model(dtype=torch.float64)
-    b = torch.optim.AdamW(theirs, lr=0.01)
+    b = torch.optim.AdamW(theirs, lr=0.01, fused=fused)
     train(b, theirs, 3)
     with torch.no_grad():
         for p, q in zip(ours, theirs, strict=True):
             p.copy_(q)
     a = fusedstep.AdamW(ours)
-    a.load_state_dict(b.state_dict())
-    train(a, ours, 3, seed=5)
-    train(b, theirs, 3, seed=5)
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
+    a.load_state_dict(saved_and_loaded(b.state_dict()))
+    for seed in (5, 6):
+        train(a, ours, 3, seed)
+        train(b, theirs, 3, seed)
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
+        b = torch.optim.AdamW(theirs, lr=0.5, fused=fused)
+        b.load_state_dict(saved_and_loaded(a.state_dict()))
+    assert b.param_groups[0]["lr"] == 0.01
 
 
-def test_loading_before_the_first_step_works():
-    params = model()
-    optimizer = MADAM(params)
-    optimizer.load_state_dict(optimizer.state_dict())
-    train(optimizer, params, 2)
-    assert int(optimizer.state[params[0]]["step"]) == 2
+def test_group_entries_that_are_unknown_stay_and_missing_ones_get_defaults():
+    params, others = model(), model()
+    a, b = (fusedstep.MAdam(p, delta=1e-4) for p in (params, others))
+    train(a, params, 2)
+    train(b, others, 2)
+    saved = a.state_dict()
+    saved["param_groups"][0]["my_note"] = "kept"
+    for name in ("delta", "form", "max_grad_norm", "maximize"):
+        del saved["param_groups"][0][name]
+    a.load_state_dict(saved)
+    assert a.param_groups[0]["my_note"] == "kept"
+    train(a, params, 2, seed=7)
+    train(b, others, 2, seed=7)
+    assert_same(stored(a, params), stored(b, others))
+
+
+@every_class
+def test_a_state_loaded_into_its_own_optimizer_changes_nothing(cls):
+    """Accelerate does so before the first step; some do so at every one."""
+    params, others = model(), model()
+    a, b = cls(params), cls(others)
+    for t in range(3):
+        a.load_state_dict(a.state_dict())
+        train(a, params, 1, seed=t)
+        train(b, others, 1, seed=t)
+    assert_same(stored(a, params), stored(b, others))
 
 
 def test_a_loaded_state_is_a_copy():

@@ -161,26 +161,6 @@ def test_a_skipped_step_leaves_the_sums(cls, options, backend, device):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("form", ["paper", "released"])
-def test_avagrads_mean_survives_saving(form):
-    case = testing.Case("avagrad", fusedstep.AvaGrad, (("form", form),))
-    whole, first, second = (
-        testing.Scenario(case, testing.MODES[0], "ragged", "cpu") for _ in "123"
-    )
-    for t in range(3):
-        whole.step(t)
-        first.step(t)
-        second.generator.set_state(first.generator.get_state())
-    with torch.no_grad():
-        for p, q in zip(second.params, first.params, strict=True):
-            p.copy_(q)
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    for t in range(3, 5):
-        whole.step(t)
-        second.step(t)
-    assert not testing.differences(second.snapshot(), whole.snapshot())
-
-
 def test_avagrad_sees_a_changed_eps(backend, device):
     """In the paper form the mean belongs to the eps of this step, not of the one before."""
     (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
