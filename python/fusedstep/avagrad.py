@@ -86,6 +86,9 @@ class AvaGrad(FusedOptimizer):
                 f"{type(self).__name__}: groups have different forms; the paper's mean goes over "
                 f"all of them. Use one form, or an optimizer for each."
             )
+        for g, group in enumerate(groups):
+            if "eta_sq_sum" in group:
+                checks.kept_sums(self.where(g), "eta_sq_sum", group["eta_sq_sum"])
         released = groups[0]["form"] == "released"
         return [g if released else 0 for g, group in enumerate(groups) for _ in group["params"]]
 
@@ -94,7 +97,7 @@ class AvaGrad(FusedOptimizer):
             return None
         totals = []
         for group in self.param_groups:
-            kept = torch.as_tensor(group.get("eta_sq_sum", (0.0, 0.0)), dtype=torch.float64)
+            kept = group.get("eta_sq_sum", torch.zeros(2)).double()
             if any(p.device == device for p in group["params"]):
                 # a copy: a group made from another's options must not share its sum
                 kept = group["eta_sq_sum"] = kept.to(device, copy=True)

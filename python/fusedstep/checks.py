@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 
 HYPER_DTYPES = (torch.float32, torch.float64)
+COUNT_DTYPES = (torch.int64, torch.int32)
 PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -159,6 +160,47 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
         raise ValueError(
             f"{where} has shape {tuple(p.shape)} on {p.device} and a gradient of shape "
             f"{tuple(g.shape)} on {g.device}. Recompute it (`optimizer.zero_grad()`, backward)."
+        )
+
+
+def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
+    """Require an entry of the state that kernels can take, or that can be copied into one."""
+    what = f"has as state {name}"
+    remedy = "Load the state of the same model, or clear it (`optimizer.state.pop(p)`)."
+    if scalar and isinstance(value, (int, float)):
+        return
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{where} {what} {value!r}, which is not a tensor. {remedy}")
+    _plain(where, what, value)
+    real = value.dtype in PARAM_DTYPES or (scalar and value.dtype in COUNT_DTYPES)
+    if is_sparse(value) or not real:
+        raise ValueError(
+            f"{where} {what} a {value.dtype} tensor of layout {value.layout}; kernels take dense "
+            f"tensors of real numbers. {remedy}"
+        )
+    if value.numel() != 1 if scalar else value.shape != p.shape:
+        raise ValueError(
+            f"{where} {what} a tensor of shape {tuple(value.shape)}; the parameter's shape is "
+            f"{tuple(p.shape)}{', and this is one number' if scalar else ''}. {remedy}"
+        )
+
+
+def state_value(where: str, name: str, value: float, whole: bool) -> None:
+    """Require a loaded number that is finite, and a count that is one."""
+    if not math.isfinite(value) or (whole and not (0 <= value < 2**53 and value == int(value))):
+        raise ValueError(
+            f"{where} has as state {name} {value:g}, which is not a "
+            f"{'number of steps' if whole else 'finite number'}. Load an intact checkpoint."
+        )
+
+
+def kept_sums(where: str, name: str, value) -> None:
+    """Require what an optimizer keeps in a group, in memory that kernels write: two numbers."""
+    fits = isinstance(value, torch.Tensor) and value.shape == (2,) and value.dtype in HYPER_DTYPES
+    if not fits or without_memory(value):
+        raise ValueError(
+            f"{where}: {name} is {value!r}; the optimizer keeps two numbers there, in a float64 "
+            f"tensor. Load an intact checkpoint, or start anew (`group.pop({name!r})`)."
         )
 
 

@@ -35,11 +35,15 @@ class KeepsState(torch.optim.Optimizer):
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
 
         States written by ``torch.optim`` classes of the same algorithm load too; what they lack
-        (group entries, states) starts at its default.
+        (group entries, states) starts at its default. A state that does not fit is an error that
+        changes nothing.
         """
-        hook = self.register_load_state_dict_pre_hook(
-            lambda _, loaded: setattr(self, "_loading", loaded)
-        )
+
+        def keep_from_torch(_, loaded):
+            self._loading = loaded
+            return {**loaded, "state": {}}
+
+        hook = self.register_load_state_dict_pre_hook(keep_from_torch)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -53,7 +57,6 @@ class KeepsState(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = getattr(self, "_loading", None)
         if loading is not None:
-            # torch has cast these to the parameter's dtype: take the loaded ones instead.
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
         self._plan, self._norm_sq, self._checked = None, None, []

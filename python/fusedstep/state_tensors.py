@@ -18,22 +18,14 @@ class Slot(NamedTuple):
 
 
 def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) -> None:
-    """Require that what the state holds already has its slot's shape.
+    """Require that what the state holds already can be brought into its slots.
 
     Raises:
-        ValueError: an entry's shape does not fit the parameter.
+        ValueError, NotImplementedError: an entry does not fit.
     """
-    for name in layout:
-        if name not in state:
-            continue
-        value = torch.as_tensor(state[name])
-        fits = value.numel() == 1 if layout[name].scalar else value.shape == p.shape
-        if not fits:
-            raise ValueError(
-                f"{where} has a state {name} of shape {tuple(value.shape)}; the parameter's shape "
-                f"is {tuple(p.shape)}. Load the state of the same model, or clear it "
-                f"(`optimizer.state.pop(p)`)."
-            )
+    for name, slot in layout.items():
+        if name in state:
+            checks.state(where, name, state[name], p, slot.scalar)
 
 
 def complete(state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) -> None:
@@ -57,9 +49,17 @@ def adopt(
     """Copies of loaded entries as :func:`complete` wants them; entries without a slot as they are.
 
     Raises:
-        ValueError: an entry's shape does not fit the parameter.
+        ValueError, NotImplementedError: an entry does not fit, or is no count where one must be.
     """
+    if not isinstance(loaded, dict):
+        raise ValueError(
+            f"{where} has as state {loaded!r}, a {type(loaded).__name__}; a state is a dict of "
+            f"tensors by name. Load what `state_dict()` returned."
+        )
     check(where, loaded, p, layout)
+    for name, slot in layout.items():
+        if slot.scalar and name in loaded:
+            checks.state_value(where, name, float(loaded[name]), whole=slot.dtype is torch.int64)
     return {
         name: _fitted(value, p, layout[name], copy=True) if name in layout else value
         for name, value in loaded.items()

@@ -1,0 +1,118 @@
+"""What a checkpoint brings is checked before use; one that is refused changes nothing."""
+
+import fusedstep
+import pytest
+import torch
+
+from tests.training import assert_same, every_class, give_gradients, model, stored, train
+
+
+def columns(value):
+    return value.ndim > 0
+
+
+def numbers(value):
+    return value.ndim == 0
+
+
+def all_of_them(value):
+    return True
+
+
+# What is done to an entry of the saved state, to which entries, and what the error says.
+SPOILED = {
+    "cut": (lambda v: v[1:], columns, r"a tensor of shape \(3, 5\); the parameter's shape is"),
+    "turned": (lambda v: v.t(), columns, r"a tensor of shape \(5, 4\); .* shape is \(4, 5\)"),
+    "two": (lambda v: torch.stack([v, v]), numbers, r"of shape \(2,\); .* and this is one number"),
+    "int64": (lambda v: v.long(), columns, "a torch.int64 tensor of layout"),
+    "complex": (lambda v: v.to(torch.complex64), all_of_them, "a torch.complex64 tensor"),
+    "bool": (lambda v: v.bool(), all_of_them, "a torch.bool tensor"),
+    "sparse": (lambda v: v.to_sparse(), columns, "layout torch.sparse_coo; kernels take dense"),
+    "meta": (lambda v: v.to("meta"), all_of_them, "on meta without memory"),
+    "list": (lambda v: v.tolist(), columns, "which is not a tensor"),
+    "word": (lambda v: "zero", all_of_them, "'zero', which is not a tensor"),
+    "None": (lambda v: None, all_of_them, "None, which is not a tensor"),
+    "nan": (lambda v: v.double() * torch.nan, numbers, "nan, which is not a"),
+    "inf": (lambda v: v.double() + torch.inf, numbers, "inf, which is not a"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+@every_class
+def test_a_spoiled_state_is_refused(cls, what):
+    params = model((6,), (4, 5))
+    optimizer = cls(params, master_weights=True)
+    train(optimizer, params, 2)
+    want, saved = stored(optimizer, params), optimizer.state_dict()
+    change, those, message = SPOILED[what]
+    first, last = saved["state"].values()
+    for name, value in last.items():
+        if not those(value):
+            continue
+        bad = {**saved, "state": {0: first, 1: {**last, name: change(value)}}}
+        with pytest.raises(ValueError, match=message) as told:
+            optimizer.load_state_dict(bad)
+        assert f"{cls.__name__}, parameter 1 has as state {name} " in str(told.value)
+        assert_same(stored(optimizer, params), want)
+
+
+@pytest.mark.parametrize("count", [-1, 0.5, 2.0**60])
+def test_a_count_that_counts_nothing_is_refused(count):
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    saved["state"][0]["step"] = torch.tensor(count)
+    with pytest.raises(ValueError, match="has as state step .*, which is not a number of steps"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_state_that_is_no_dict_is_refused():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    saved["state"][1] = [torch.zeros(6)]
+    with pytest.raises(ValueError, match="parameter 1 has as state .*, a list; a state is a dict"):
+        optimizer.load_state_dict(saved)
+
+
+SUMS = [torch.zeros(1), torch.zeros(3), torch.zeros(2).long(), torch.zeros(2, device="meta"), 0.0]
+
+
+@pytest.mark.parametrize("sums", SUMS, ids=str)
+def test_sums_in_a_group_are_checked_before_the_kernel_writes_them(sums):
+    params = model()
+    optimizer = fusedstep.AvaGrad(params, form="released")
+    train(optimizer, params, 2)
+    want, saved = stored(optimizer, params), optimizer.state_dict()
+    saved["param_groups"][0]["eta_sq_sum"] = sums
+    optimizer.load_state_dict(saved)
+    give_gradients(params)
+    with pytest.raises(ValueError, match="group 0: eta_sq_sum is .* keeps two numbers there"):
+        optimizer.step()
+    del optimizer.param_groups[0]["eta_sq_sum"], want["group 0 eta_sq_sum"]
+    assert_same(stored(optimizer, params), want)
+
+
+def test_a_rate_from_a_checkpoint_is_checked_before_the_step():
+    params = model()
+    optimizer = fusedstep.MAdam(params)
+    train(optimizer, params, 1)
+    want, saved = stored(optimizer, params), optimizer.state_dict()
+    saved["param_groups"][0]["lr"] = -1.0
+    optimizer.load_state_dict(saved)
+    with pytest.raises(ValueError, match="group 0: lr is -1.0"):
+        optimizer.step()
+    assert_same(stored(optimizer, params), want)
+
+
+def test_a_state_that_lost_its_memory_is_refused():
+    params = model()
+    optimizer = fusedstep.LaProp(params)
+    train(optimizer, params, 2)
+    before = [p.detach().clone() for p in params]
+    optimizer.state[params[0]]["exp_avg_sq"].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="parameter 0 has as state exp_avg_sq .* without memory"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
