@@ -188,6 +188,21 @@ def test_masters_follow_an_outside_edit_after_resync():
     assert optimizer.state[params[0]]["master_param"].eq(3.0).all()
 
 
+def test_masters_that_were_not_used_for_a_while_do_not_come_back():
+    (p,) = params = model((5,), dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=True)
+    train(optimizer, params, 1)
+    for masters, steps in ((False, 10), (True, 0)):
+        saved = optimizer.state_dict()
+        optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=masters)
+        optimizer.load_state_dict(saved)
+        train(optimizer, params, steps)
+        assert ("master_param" in optimizer.state[p]) is False
+    before = p.detach().clone()
+    train(optimizer, params, 1)
+    assert (optimizer.state[p]["master_param"] - before).abs().max() < 1.0
+
+
 def test_masters_gather_steps_too_small_for_bfloat16():
     (p,) = params = [torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))]
     optimizer = fusedstep.AdamW(params, lr=1e-3, weight_decay=0.0, master_weights=True)

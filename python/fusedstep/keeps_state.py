@@ -73,4 +73,6 @@ class KeepsState(torch.optim.Optimizer):
                     layout = self.state_layout(p, {**self.defaults, **group})
                     where = f"{type(self).__name__}, parameter {key!r}"
                     result[p] = state_tensors.adopt(where, p, loaded["state"][key], layout)
+                    if "master_param" not in layout:
+                        result[p].pop("master_param", None)  # it would grow stale
         return result
