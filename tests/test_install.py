@@ -1,0 +1,115 @@
+"""Installing and importing where something is missing: it works without, or says what to do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOOLS = Path(sys.executable).parent  # cmake and ninja
+
+
+def environment(path, **more):
+    hidden = ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "CXX", "FUSEDSTEP_CUDA")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "PATH": path, **more}
+
+
+def configure(folder, option, **variables):
+    """Let CMake find its tools, as the first part of `pip install .` does."""
+    path = os.pathsep.join([str(TOOLS), os.environ.get("PATH", os.defpath)])
+    found = shutil.which("nvcc", path=path)
+    ignored = ["/usr/local/cuda/bin", *([str(Path(found).parent)] if found else [])]
+    command = [
+        *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DBUILD_TESTING=OFF"),
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DFUSEDSTEP_CUDA={option}",
+        f"-DCMAKE_IGNORE_PATH={';'.join(ignored)}",
+    ]
+    done = subprocess.run(
+        command, env=environment(path, **variables), capture_output=True, text=True
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture
+def broken_nvcc(tmp_path):
+    file = tmp_path / "nvcc"
+    file.write_text("#!/bin/sh\necho 'unsupported GNU version' >&2\nexit 1\n", encoding="ascii")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_without_a_cuda_toolkit_the_cpu_kernels_are_built(tmp_path):
+    status, told = configure(tmp_path / "build", "AUTO")
+    assert status == 0
+    assert "building without CUDA kernels: no nvcc was found (PATH, CUDACXX, CUDA_HOME," in told
+
+
+def test_with_an_unusable_nvcc_the_cpu_kernels_are_built(tmp_path, broken_nvcc):
+    status, told = configure(tmp_path / "build", "AUTO", CUDACXX=broken_nvcc)
+    assert status == 0
+    assert "nvcc does not compile a small program (1: unsupported GNU version)" in told
+    assert "The CPU and Triton backends are unaffected." in told
+
+
+def test_cuda_that_was_asked_for_and_is_unusable_is_an_error(tmp_path, broken_nvcc):
+    status, told = configure(tmp_path / "build", "ON", CUDACXX=broken_nvcc)
+    assert status != 0
+    assert "FUSEDSTEP_CUDA=ON, but" in told and "unsupported GNU version" in told
+    assert "Install a CUDA toolkit" in told
+
+
+def test_without_a_compiler_the_install_says_what_to_install(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path],
+        cwd=ROOT,
+        env=environment(str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "needs a C++17 compiler and found none" in done.stderr
+    assert "`apt install g++`" in done.stderr and "Traceback" not in done.stderr
+
+
+IMPORT = """
+import sys
+for name in {missing!r}:
+    sys.modules[name] = None  # so that importing it fails
+import fusedstep, torch
+for name, why in fusedstep.available_backends().items():
+    print(name, why)
+p = torch.nn.Parameter(torch.ones(3))
+p.grad = torch.ones(3)
+fusedstep.MAdam([p], backend="reference").step()
+print("moved", bool((p != 1).all()))
+fusedstep.MAdam([p]).step()
+"""
+
+
+def import_without(*missing):
+    return subprocess.run(
+        [sys.executable, "-c", IMPORT.format(missing=missing)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_triton_the_rest_works():
+    done = import_without("triton")
+    assert done.returncode == 0, done.stderr
+    assert "run `pip install triton`" in done.stdout and "cpu None" in done.stdout
+
+
+def test_without_native_code_the_rest_works_and_the_reason_is_told():
+    done = import_without("fusedstep._native", "triton")
+    assert "moved True" in done.stdout
+    assert "cpu fusedstep._native is not built" in done.stdout
+    last = done.stderr.splitlines()[-1]
+    assert "RuntimeError: no backend can update parameters on cpu: cpu: fusedstep._native" in last
+    assert "install a C++ compiler" in last
