@@ -83,6 +83,17 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in headings(file), f"{target} has no such heading"
 
 
+def test_tests_that_pages_name_are_there():
+    named = {
+        match
+        for page in PAGES
+        for match in re.findall(r"`(test_\w+\.py)::(test_\w+)`", page.read_text(encoding="utf-8"))
+    }
+    assert named
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), (file, test)
+
+
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_class_has_a_page_and_a_row(cls):
     page = f"docs/algorithms/{cls.rule}.md"
