@@ -1,18 +1,21 @@
 """Backends under test, named once; the axes of the bit matrix as markers."""
 
 import os
+import sys
 
 import torch
+
+from tests import emulation
 
 # Read when the kernels are defined, so before anything imports them.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if emulation.SANITIZERS:
+    sys.modules["fusedstep._native"] = emulation.load()
 
 import pytest
 from fusedstep import testing
 from fusedstep.backends import BACKENDS, CpuBackend, CudaBackend, available_backends
-
-from tests import emulation
 
 
 class EmulatedCuda(CudaBackend):

@@ -1,7 +1,8 @@
 """The CUDA kernels' own source, compiled by the C++ compiler and run by host threads.
 
 `load()` builds and imports an extension module like `fusedstep._native` whose CUDA kernels take
-addresses of host memory.
+addresses of host memory. With FUSEDSTEP_SANITIZE in the environment (`make sanitize`) it is built
+with those sanitizers, and the tests take all native code from it.
 """
 
 import fcntl
@@ -18,6 +19,7 @@ from types import ModuleType
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "_emulated"
+SANITIZERS = os.environ.get("FUSEDSTEP_SANITIZE", "")
 
 
 def _run(*command: str) -> None:
@@ -37,20 +39,28 @@ def _run(*command: str) -> None:
         raise RuntimeError(f"building {NAME} failed: {' '.join(command)}\n{result.stdout}")
 
 
-@functools.cache
-def load(build: Path = REPOSITORY / "build" / "emulated") -> ModuleType:
-    build.mkdir(parents=True, exist_ok=True)
-    with open(build / "lock", "w") as lock:
+def build() -> Path:
+    """The folder of the module, which is brought up to date."""
+    folder = REPOSITORY / "build" / ("sanitized" if SANITIZERS else "emulated")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (build / "build.ninja").exists():
+        if not (folder / "build.ninja").exists():
             _run(
-                *("cmake", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(build)),
+                *("cmake", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(folder)),
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DFUSEDSTEP_MODULE_NAME={NAME}",
-                *("-DFUSEDSTEP_EMULATE_CUDA=ON", "-DBUILD_TESTING=OFF"),
+                f"-DFUSEDSTEP_SANITIZE={SANITIZERS}",
+                f"-DBUILD_TESTING={'ON' if SANITIZERS else 'OFF'}",
+                "-DFUSEDSTEP_EMULATE_CUDA=ON",
             )
-        _run("cmake", "--build", str(build))
-    path = str(build / (NAME + sysconfig.get_config_var("EXT_SUFFIX")))
+        _run("cmake", "--build", str(folder))
+    return folder
+
+
+@functools.cache
+def load() -> ModuleType:
+    path = str(build() / (NAME + sysconfig.get_config_var("EXT_SUFFIX")))
     spec = importlib.util.spec_from_file_location(
         NAME, path, loader=ExtensionFileLoader(NAME, path)
     )
