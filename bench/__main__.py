@@ -1,123 +1,173 @@
-"""``python -m bench``: our steps against torch's fused AdamW, interleaved in one process.
+"""Measure optimizer steps beside torch's fused AdamW and other projects' optimizers.
 
-Writes one JSON file (--out) with every row, the machine, versions and the command. Ratios of one
-run mean something; absolute times of a shared machine do not.
+    python -m bench --set bert-base tiny --algorithms madam,laprop --peers torch,timm --plot
+    python -m bench growth --plot      time and memory as parameters, tensors, groups grow
+    python -m bench self-check         see a slow-down that was put in, and none where none is
+    python -m bench tables             rewrite the README's tables from bench/results/
+
+Ratios of one run mean something; the times of a busy machine do not.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
+import shlex
 import sys
-import time
+from itertools import product
 from pathlib import Path
 
-import fusedstep
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.parameter_sets import SETS, groups
+from . import contenders, device, parameter_sets, peers, results, tables
+from .contenders import Contender
+from .measure import Run, Task, measure
+from .self_check import self_check
 
-TORCH_BYTES = 28  # per float32 parameter: p, m, v both ways, g once
+GROWTH = ["parameters", "tensors", "groups"]
 
 
-def build(make, shapes, device):
-    """An optimizer over fresh parameters in two groups, with gradients."""
-    parameters = [
-        [torch.nn.Parameter(torch.randn(shape, device=device)) for shape in group]
-        for group in groups(shapes)
-    ]
-    optimizer = make(
-        [
-            {"params": p, "weight_decay": wd}
-            for p, wd in zip(parameters, (0.01, 0.0), strict=True)
-            if p
-        ]
+def words(values: list[str]) -> list[str]:
+    """The entries of an option's list, between spaces or commas."""
+    return [word for value in values for word in value.split(",") if word]
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Lists take spaces and commas.",
     )
-    flat = [p for group in parameters for p in group]
-    for p in flat:
-        p.grad = torch.randn_like(p)
-    return optimizer, flat
+    known = ["growth", "self-check", "tables"]
+    parser.add_argument("command", nargs="?", choices=known, help="default: measure")
+    several = {"nargs": "+", "metavar": "NAME"}
+    parser.add_argument("--set", **several, help=parameter_sets.HELP)
+    parser.add_argument(
+        "--algorithms", **several, help="classes, or cases of the bit matrix (madam-released)"
+    )
+    parser.add_argument("--backends", **several, help="default: those that serve the device")
+    parser.add_argument(
+        "--peers", **several, default=["torch"], help=f"all, none, torch, {', '.join(peers.PEERS)}"
+    )
+    parser.add_argument("--dtype", **several, default=["f32"], help=", ".join(contenders.MODES))
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=11, help="turns; ten times as many for hosts")
+    parser.add_argument("--threads", nargs="+", help="numbers of CPU threads; default: torch's")
+    parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="also as .csv")
+    parser.add_argument("--plot", action="store_true", help="pictures, beside --out")
+    parser.add_argument("--record", action="store_true", help="merge rows into bench/results/")
+    chosen = parser.parse_args(arguments)
+    if chosen.rounds < 2:
+        raise ValueError(f"--rounds is {chosen.rounds}; a median and quartiles need at least 2")
+    return chosen
 
 
-def seconds(optimizer, params, fresh: bool, synchronize) -> float:
-    if fresh:
-        optimizer.zero_grad(set_to_none=True)
-        for p in params:
-            p.grad = torch.ones_like(p)
-    synchronize()
-    begin = time.perf_counter()
-    optimizer.step()
-    synchronize()
-    return time.perf_counter() - begin
+def threads(values: list[str] | None) -> list[int]:
+    found = words(values) if values else [str(torch.get_num_threads())]
+    if not all(word.isdecimal() and int(word) > 0 for word in found):
+        raise ValueError(f"--threads is {' '.join(found)!r}; pass positive numbers such as 1,2")
+    return sorted({int(word) for word in found})
 
 
-def compare(name: str, shapes, device: str, rounds: int, fresh: bool) -> dict:
-    """Medians of one optimizer and torch's fused AdamW, A B A B."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    ours, our_params = build(getattr(fusedstep, name), shapes, device)
-    theirs, their_params = build(lambda g: torch.optim.AdamW(g, fused=True), shapes, device)
-    for _ in range(2):
-        seconds(ours, our_params, fresh, synchronize)
-        seconds(theirs, their_params, fresh, synchronize)
-    a, b = [], []
-    for _ in range(rounds):
-        a.append(seconds(ours, our_params, fresh, synchronize))
-        b.append(seconds(theirs, their_params, fresh, synchronize))
-    moved = ours.bytes_moved()
-    torch_moved = TORCH_BYTES * sum(p.numel() for p in their_params)
-    ours_s, theirs_s = statistics.median(a), statistics.median(b)
-    return {
-        "optimizer": name,
-        "launches": len(ours._plan.launches),
-        "tensors": len(our_params),
-        "bytes": moved,
-        "seconds": ours_s,
-        "spread": (max(a) - min(a)) / ours_s,
-        "torch_fused_adamw_seconds": theirs_s,
-        "torch_spread": (max(b) - min(b)) / theirs_s,
-        "time_ratio": ours_s / theirs_s,
-        "bandwidth_ratio": (moved / ours_s) / (torch_moved / theirs_s),
-    }
+def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
+    """Every combination that was asked for; peers' absent ones are left out.
+
+    Raises:
+        ValueError: a name that does not exist; the message lists those that do.
+    """
+    growing = chosen.command == "growth"
+    sets = words(chosen.set or (GROWTH if growing else ["bert-base", "tiny"]))
+    names = words(chosen.algorithms or (["AdamW"] if growing else contenders.ALGORITHMS))
+    backends = [contenders.backend(name.lower(), where) for name in words(chosen.backends or [])]
+    backends = backends or contenders.backends(where)
+    others = [peer for name in words(chosen.peers) for peer in peers.names(name)]
+    others = [peer for peer in dict.fromkeys(others) if peers.version(peer) is not None]
+    found = []
+    for count, name, mode in product(threads(chosen.threads), sets, words(chosen.dtype)):
+        mode = contenders.mode(mode)
+        for parameter_set in parameter_sets.parse(name):
+            # Peers' curves are of interest for the host alone: elsewhere theirs is straight too.
+            rivals = [] if name in ("parameters", "groups") else others
+            for contender in sides(names, backends, rivals, mode):
+                if not (contender.fades and parameter_set.small):
+                    found.append(Task(parameter_set, contender, count))
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--set", nargs="+", choices=SETS, default=["tiny", "bert-base"])
-    parser.add_argument("--algorithms", nargs="+", default=["AdamW", "MAdam", "LaMAdam"])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = {
-        "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        },
-        "versions": {
-            "fusedstep": fusedstep.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "rows": [],
-    }
-    print("set        optimizer launches  time / torch  bandwidth / torch")
-    for chosen in args.set:
-        host = max(torch.Size(s).numel() for s in SETS[chosen]) < 1000
-        for name in args.algorithms:
-            row = compare(name, SETS[chosen], device, args.rounds * (10 if host else 1), fresh=host)
-            result["rows"].append({"set": chosen, **row})
-            print(
-                f"{chosen:<10} {name:<8} {row['launches']:>8} {row['time_ratio']:>13.3f} "
-                f"{row['bandwidth_ratio']:>18.3f}"
-            )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"rows: {args.out}")
+def sides(names: list[str], backends: list[str], others: list[str], mode) -> list[Contender]:
+    """Ours and the peers' of some algorithms in one dtype mode."""
+    found = [
+        one
+        for name, backend in product(names, backends)
+        for one in contenders.ours(name, backend, mode)
+    ]
+    classes = dict.fromkeys(one.algorithm for one in found)
+    rivals = (peers.contender(peer, name, mode) for name, peer in product(classes, others))
+    return [*found, *(rival for rival in rivals if rival is not None)]
+
+
+def run(tasks: list[Task], clock: device.Clock, rounds: int) -> Run:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    done = Run()
+    # Drawn between tasks only: a thread that draws would disturb what is measured.
+    console, quiet = Console(stderr=True), {"auto_refresh": False, "transient": True}
+    with Progress(*columns, console=console, **quiet) as progress:
+        bar = progress.add_task("", total=len(tasks))
+        for i, task in enumerate(measure(done, tasks, clock, rounds)):
+            progress.update(bar, completed=i, description=task.contender.label, refresh=True)
+    return done
+
+
+def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: str) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in tables.terminal(done.rows):
+        console.print(table)
+    for line in tables.complaints(done):
+        console.print(line, style="yellow", soft_wrap=True, markup=False)
+    content = results.document(done.rows, where, command)
+    results.write(chosen.out, content)
+    console.print(f"rows: {chosen.out}, {chosen.out.with_suffix('.csv')}", soft_wrap=True)
+    if chosen.record:
+        console.print(f"results of record: {results.record(content)}", soft_wrap=True)
+    if chosen.plot:
+        from .plots import draw  # matplotlib takes a second to load
+
+        pictures = draw(done.rows, chosen.out.parent)
+        console.print(f"pictures: {', '.join(map(str, pictures)) or 'none for these rows'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        chosen = options(arguments)
+        where = device.choose(chosen.device)
+        tasks = make_tasks(chosen, where)
+        absent = [peer for peer in peers.PEERS if peers.version(peer) is None]
+    except ValueError as error:
+        print(f"python -m bench: {error}", file=sys.stderr)
+        return 2
+    clock = device.clock(where)
+    if chosen.command == "tables":
+        changed = tables.write_pages()
+        print(f"rewritten: {', '.join(page.name for page in changed) or 'nothing had changed'}")
+        return 0
+    if chosen.command == "self-check":
+        passed, lines = self_check(tasks[0].contender, tasks[0].parameter_set, clock)
+        print(*lines, sep="\n")
+        return 0 if passed else 1
+    if absent:
+        print(f"absent: {', '.join(absent)} (make build/peers, then PYTHONPATH=build/peers)")
+    command = shlex.join(
+        ["python", "-m", "bench", *(sys.argv[1:] if arguments is None else arguments)]
+    )
+    done = run(tasks, clock, chosen.rounds)
+    report(done, chosen, where, command)
+    ours_failed = any(label.startswith(contenders.OURS) for label in done.failed)
+    return 1 if ours_failed or not done.rows else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Everything that depends on the device: its clock, its memory, its copies, what a step calls."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fusedstep.optimizer import FusedOptimizer
+
+
+def choose(name: str) -> torch.device:
+    """The device of that name; ``auto``: a GPU where there is one.
+
+    Raises:
+        ValueError: torch does not find it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"there is no device {name!r}; there are auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+class Cpu:
+    """Times are the host's: a step has ended when it returns."""
+
+    device = torch.device("cpu")
+    yardstick = "in-place add of float32"
+    BYTES = 768 * 2**20  # that the yardstick moves: far beyond any cache
+
+    def synchronize(self) -> None:
+        pass
+
+    def seconds(self, step: Callable[[], object]) -> float:
+        begin = time.perf_counter()
+        step()
+        return time.perf_counter() - begin
+
+    def yardstick_step(self) -> Callable[[], object]:
+        """Two streams read, one written, in place: what an optimizer's step does. ``copy_`` also
+        reads what it overwrites, so that any step in place beats it."""
+        a, b = (torch.ones(self.BYTES // 12) for _ in range(2))
+        return lambda: a.add_(b)
+
+    def free_bytes(self) -> int:
+        return _kibibytes("/proc/meminfo", "MemAvailable")
+
+    def peak_extra_bytes(self, step: Callable[[], object]) -> int | None:
+        """How much more memory a step holds at its peak than before; None: the system does not
+        say."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+            before = _kibibytes("/proc/self/status", "VmRSS")
+        except OSError:
+            return None
+        step()
+        return max(0, _kibibytes("/proc/self/status", "VmHWM") - before)
+
+    def calls(self, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+        """Kernels that a step launches, where that can be told."""
+        if not isinstance(optimizer, FusedOptimizer):
+            return {}
+        optimizer.step()
+        return {"launches": len(optimizer._plan.passes(survey=False))}
+
+
+class Cuda:
+    """Times are the device's, between two events; with the host's where it is the slower one."""
+
+    device = torch.device("cuda")
+    yardstick = "device copy"
+    BYTES = 4 * 10**9  # 2 GB read, 2 GB written
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def seconds(self, step: Callable[[], object]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def yardstick_step(self) -> Callable[[], object]:
+        a, b = (torch.ones(self.BYTES // 8, device=self.device) for _ in range(2))
+        return lambda: a.copy_(b)
+
+    def free_bytes(self) -> int:
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+    def peak_extra_bytes(self, step: Callable[[], object]) -> int:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def calls(self, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+        """Kernels and copies of a step by torch's profiler, and how often it waits."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            optimizer.step()
+            torch.cuda.synchronize()
+        names = [event.name for event in seen.events() if event.device_type.name == "CUDA"]
+        copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits = [w for w in waits if "synchroniz" in str(w.message)]
+        return {
+            "launches": len(names) - copies,
+            "copies": copies,
+            "synchronisations": len(waits),
+        }
+
+
+Clock = Cpu | Cuda
+
+
+def clock(device: torch.device) -> Clock:
+    return Cpu() if device.type == "cpu" else Cuda()
+
+
+def yardstick(clock: Clock, rounds: int = 11) -> float:
+    """Bytes per second that the device moves at its best."""
+    step = clock.yardstick_step()
+    times = [clock.seconds(step) for _ in range(rounds + 2)][2:]
+    return clock.BYTES / statistics.median(times)
+
+
+def _kibibytes(file: str, entry: str) -> int:
+    """An entry of a file of Linux, in bytes."""
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{file} has no entry {entry}")

@@ -1,0 +1,244 @@
+"""Times of steps, each contender and torch's fused AdamW taking turns: A B A B in one process."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from . import peers, roofline
+from .contenders import OURS, Contender, fade
+from .device import Clock, yardstick
+from .parameter_sets import ParameterSet
+
+WARM_UP, FEWEST = 3, 5
+PATIENCE = 20.0  # seconds after which a comparison ends, if it has the fewest rounds
+REBUILDS = 7  # a plan is built anew this often
+SPARE = 0.95  # of the free memory may be taken
+
+
+class Side:
+    """A contender's optimizer over its own parameters and gradients."""
+
+    def __init__(self, contender: Contender, parameter_set: ParameterSet, clock: Clock):
+        self.contender, self.clock, mode = contender, clock, contender.mode
+        self.groups = [
+            {
+                "params": [self._parameter(shape, mode) for shape in shapes],
+                "weight_decay": 0.0 if i % 2 else 0.01,
+            }
+            for i, shapes in enumerate(parameter_set.groups)
+        ]
+        self.params = [p for group in self.groups for p in group["params"]]
+        self.optimizer = self.build()
+        for p in self.params:
+            p.grad = torch.randn_like(p, dtype=mode.grad)
+
+    def _parameter(self, shape, mode) -> torch.nn.Parameter:
+        p = torch.nn.Parameter(torch.randn(shape, dtype=mode.param, device=self.clock.device))
+        if mode.param is not mode.grad:
+            p.grad_dtype = mode.grad
+        return p
+
+    def build(self) -> torch.optim.Optimizer:
+        return self.contender.build([dict(group) for group in self.groups])
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def start(self) -> None:
+        """Take the first steps, to the state in which steps are measured."""
+        self.step()
+        if self.contender.fades:
+            fade(self.optimizer)
+        for _ in range(WARM_UP - 1):
+            self.step()
+        self.clock.synchronize()
+
+    def device_step(self) -> float:
+        return self.clock.seconds(self.step)
+
+    # The host's time, with nothing of the device's
+
+    def _host(self) -> float:
+        self.clock.synchronize()
+        begin = time.perf_counter()
+        self.step()
+        return time.perf_counter() - begin
+
+    def first(self) -> float:
+        self.optimizer = self.build()
+        return self._host()
+
+    def fresh(self) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.params:
+            p.grad = torch.ones_like(p, dtype=self.contender.mode.grad)
+        return self._host()
+
+    def unchanged(self) -> float:
+        return self._host()
+
+    def loaded(self) -> float:
+        self.optimizer.load_state_dict(self.optimizer.state_dict())
+        return self._host()
+
+
+DEVICE_PHASES = {"step": Side.device_step}
+HOST_PHASES = {
+    "first": Side.first,
+    "fresh": Side.fresh,
+    "unchanged": Side.unchanged,
+    "loaded": Side.loaded,
+}
+
+
+def take_turns(clocks: list[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """Every clock's times, in turns, the order reversed in every second round."""
+    times: list[list[float]] = [[] for _ in clocks]
+    begin = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= FEWEST and time.perf_counter() - begin > PATIENCE:
+            break
+        turns = list(zip(clocks, times, strict=True))
+        for clock, own in reversed(turns) if turn % 2 else turns:
+            own.append(clock())
+    return times
+
+
+@dataclass(frozen=True)
+class Task:
+    parameter_set: ParameterSet
+    contender: Contender
+    threads: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.contender.label} {self.parameter_set.name}"
+
+    @property
+    def against(self) -> tuple:
+        """Tasks that agree in this share the optimizer that they are compared with."""
+        return self.parameter_set, self.contender.mode, self.threads
+
+
+@dataclass
+class Run:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # label: why
+    left_out: list[tuple[Task, float, float]] = field(default_factory=list)  # bytes: needed, free
+
+
+def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:
+    """Measure every task; yields each before it begins, for a progress bar."""
+    before = torch.get_num_threads()
+    try:
+        for threads, of_threads in groupby(tasks, lambda task: task.threads):
+            torch.set_num_threads(threads)
+            begun, known = len(run.rows), [yardstick(clock)]
+            for _, group in groupby(of_threads, lambda task: task.against):
+                yield from _compare(run, list(group), clock, rounds)
+            known.append(yardstick(clock))
+            for row in run.rows[begun:]:
+                row["yardstick"] = statistics.mean(known)
+    finally:
+        torch.set_num_threads(before)
+    fill_ratios(run.rows)
+
+
+def _compare(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:
+    """Measure tasks that share a baseline."""
+    baseline, other = peers.baseline(tasks[0].contender.mode), None
+    for task in tasks:
+        yield task
+        try:
+            with peers.quiet():
+                held = [
+                    roofline.model(one, clock.device).held for one in (task.contender, baseline)
+                ]
+                free = clock.free_bytes() + (roofline.held(other.optimizer) if other else 0)
+                need = task.parameter_set.parameters * sum(held)
+                if need > SPARE * free:
+                    run.left_out.append((task, need, free))
+                    continue
+                other = other or Side(baseline, task.parameter_set, clock)
+                side = Side(task.contender, task.parameter_set, clock)
+                run.rows += _rows(task, side, other, rounds)
+        except Exception as error:
+            first_line = (str(error).strip() or "no message").splitlines()[0]
+            run.failed[task.label] = f"{type(error).__name__}: {first_line}"
+        side = None
+        gc.collect()
+
+
+def _rows(task: Task, side: Side, other: Side, rounds: int) -> list[dict[str, Any]]:
+    clock, small = side.clock, task.parameter_set.small
+    for each in (side, other):
+        each.start()
+    rows = []
+    for phase, method in (HOST_PHASES if small else DEVICE_PHASES).items():
+        turns = REBUILDS if phase in ("first", "loaded") else rounds * (10 if small else 1)
+        own, theirs = take_turns([partial(method, each) for each in (side, other)], turns)
+        rows.append({**_identity(task, clock), "phase": phase, **_spread(own)})
+        rows[-1]["baseline_seconds"] = statistics.median(theirs)
+        rows[-1]["baseline_bytes"] = roofline.bytes_moved(other.optimizer)
+    facts = {
+        "bytes": roofline.bytes_moved(side.optimizer, task.contender.fades),
+        "held_bytes": roofline.held(side.optimizer),
+        "peak_extra_bytes": clock.peak_extra_bytes(side.step),
+        **clock.calls(side.optimizer),
+    }
+    return [{**row, **facts} for row in rows]
+
+
+def _identity(task: Task, clock: Clock) -> dict[str, Any]:
+    own, chosen = task.contender, task.parameter_set
+    return {
+        "set": chosen.name,
+        "maker": own.maker,
+        "algorithm": own.algorithm,
+        "form": own.form,
+        "backend": own.backend,
+        "dtype": own.mode.id,
+        "device": clock.device.type,
+        "threads": task.threads,
+        "tensors": chosen.tensors,
+        "parameters": chosen.parameters,
+        "groups": len(chosen.groups),
+    }
+
+
+def _spread(times: list[float]) -> dict[str, Any]:
+    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+    return {"seconds": median, "q1": q1, "q3": q3, "rounds": len(times)}
+
+
+SAME = ("set", "algorithm", "dtype", "device", "threads", "phase")  # what peers must agree in
+
+
+def fill_ratios(rows: list[dict[str, Any]]) -> None:
+    """Bandwidths, and how many times as fast a row is as others of the same run."""
+    fastest: dict[tuple, tuple[float, str]] = {}
+    for row in rows:
+        row["vs_torch_fused"] = row["baseline_seconds"] / row["seconds"]
+        more_bytes = row["bytes"] / row.pop("baseline_bytes")
+        if row["phase"] in DEVICE_PHASES:
+            row["bytes_per_second"] = row["bytes"] / row["seconds"]
+            row["yardstick_share"] = row["bytes_per_second"] / row["yardstick"]
+            row["bandwidth_vs_torch_fused"] = row["vs_torch_fused"] * more_bytes
+        if row["maker"] not in (OURS, peers.BASELINE):
+            key = tuple(row[name] for name in SAME)
+            fastest[key] = max(fastest.get(key, (0.0, "")), (row["vs_torch_fused"], row["maker"]))
+    for row in rows:
+        peer = fastest.get(tuple(row[name] for name in SAME))
+        if row["maker"] == OURS and peer:
+            # Both took turns with the same baseline, which the drift of a busy machine moves too.
+            row["vs_fastest_peer"] = row["vs_torch_fused"] / peer[0]
+            row["fastest_peer"] = peer[1]

@@ -1,0 +1,153 @@
+"""Results files: rows, and the runs they come from with machine, versions and command."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fusedstep
+import torch
+
+from . import peers
+
+ROOT = Path(__file__).parents[1]
+OF_RECORD = ROOT / "bench" / "results"
+KEY = (
+    "set", "maker", "algorithm", "form", "backend", "dtype", "device", "threads", "phase",
+)  # fmt: skip
+
+
+def _said(*command: str) -> str:
+    """What a command prints, or nothing where it cannot be run."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The parts of this machine that a step's time depends on."""
+    cpu = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.M)
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind = _read(index / "level").strip(), _read(index / "type").strip()
+        caches[f"L{level} {kind.lower()}"] = _read(index / "size").strip()
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = {
+        "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "caches": caches,
+        "memory_gb": round(pages / 1e9),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cuda":
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        found["gpu"] = torch.cuda.get_device_name()
+        found["driver"] = _said(*query).partition("\n")[0]
+    return found
+
+
+def name_of(machine: dict[str, Any]) -> str:
+    """A file's name for a machine: ``amd-epyc-2-cores``, ``nvidia-h200``."""
+    words = machine.get("gpu") or f"{machine['cpu']} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def versions() -> dict[str, str]:
+    compiler = _said(os.environ.get("CXX", "c++"), "--version").partition("\n")[0]
+    nvcc = re.search(r"V([\d.]+)", _said("nvcc", "--version"))
+    revision = _said("git", "rev-parse", "--short=12", "HEAD")
+    changed = _said("git", "status", "--porcelain", "--untracked-files=no")
+    found = {
+        "fusedstep": fusedstep.__version__,
+        "revision": revision + (" with changes" if changed else ""),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "nvcc": nvcc[1] if nvcc else "",
+        "compiler": compiler,
+    }
+    for distribution in ("triton", "numpy", *(peer.distribution for peer in peers.PEERS.values())):
+        try:
+            found.setdefault(distribution, importlib.metadata.version(distribution))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {name: value for name, value in found.items() if value}
+
+
+def document(rows: list[dict], device: torch.device, command: str) -> dict[str, Any]:
+    """A results file's content. Every row names the run that it comes from."""
+    time = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    run = {"time": time, "command": command, "versions": versions()}
+    return {
+        "machine": machine(device),
+        "runs": {time: run},
+        "rows": [{**row, "run": time} for row in rows],
+    }
+
+
+def key(row: dict[str, Any]) -> tuple:
+    return tuple(row[name] for name in KEY)
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both files' rows; of two with one key the new one. Runs without rows are dropped."""
+    rows = {key(row): row for row in (*old["rows"], *new["rows"])}
+    used = {row["run"] for row in rows.values()}
+    runs = {**old["runs"], **new["runs"]}
+    return {
+        "machine": new["machine"],
+        "runs": {name: run for name, run in runs.items() if name in used},
+        "rows": sorted(rows.values(), key=lambda row: tuple(map(str, key(row)))),
+    }
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """The JSON file, and the rows as CSV beside it, each with its run's command and versions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    table = []
+    for row in content["rows"]:
+        run = content["runs"][row["run"]]
+        named = {f"version {name}": value for name, value in run["versions"].items()}
+        table.append({**row, **named, "machine": name_of(content["machine"])})
+        table[-1]["command"] = run["command"]
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def record(content: dict[str, Any], folder: Path = OF_RECORD) -> Path:
+    """Bring rows into the machine's results of record; others' rows stay."""
+    path = folder / f"{name_of(content['machine'])}.json"
+    if path.exists():
+        content = merged(read(path), content)
+    write(path, content)
+    return path
+
+
+def of_record(folder: Path = OF_RECORD) -> dict[str, dict[str, Any]]:
+    """Every machine's results of record."""
+    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def _read(file: str | Path) -> str:
+    try:
+        return Path(file).read_text()
+    except OSError:
+        return ""

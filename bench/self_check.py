@@ -1,0 +1,55 @@
+"""The benchmark checks itself: it must see a slow-down that it is given, and none where none is."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from .contenders import Contender
+from .device import Clock
+from .measure import Side, take_turns
+from .parameter_sets import ParameterSet
+
+NEAR = 0.1  # what the median may be off by
+ROUNDS = 301
+
+
+class Slow(Side):
+    """A side whose every step takes exactly twice its time."""
+
+    def step(self) -> None:
+        took = self.clock.seconds(self.optimizer.step)
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < took:
+            pass
+
+
+def ratios(sides: list[Side]) -> list[float]:
+    """How many times as long the second side's step takes, in each round."""
+    for side in sides:
+        side.start()
+    times = take_turns([side.device_step for side in sides], ROUNDS)
+    return [b / a for a, b in zip(*times, strict=True)]
+
+
+def sees(found: list[float], factor: float) -> bool:
+    """Whether a factor lies within the spread of what was measured, and the median is near."""
+    q1, median, q3 = statistics.quantiles(found, n=4, method="inclusive")
+    reach = 1.5 * (q3 - q1)
+    return q1 - reach <= factor <= q3 + reach and abs(median / factor - 1) <= NEAR
+
+
+def self_check(
+    contender: Contender, parameter_set: ParameterSet, clock: Clock
+) -> tuple[bool, list[str]]:
+    """Whether an equal and a slow side were seen as they are, and a line for each."""
+    passed, lines = True, []
+    for kind, factor in ((Side, 1.0), (Slow, 2.0)):
+        sides = [each(contender, parameter_set, clock) for each in (Side, kind)]
+        found = ratios(sides)
+        right = sees(found, factor) and not sees(found, 3.0 - factor)
+        q1, median, q3 = statistics.quantiles(found, n=4, method="inclusive")
+        verdict = "seen" if right else "NOT SEEN"
+        lines.append(f"x {factor:g} put in: x {median:.3f} ({q1:.3f} .. {q3:.3f}): {verdict}")
+        passed &= right
+    return passed, [f"{contender.label}, {parameter_set.name}", *lines]

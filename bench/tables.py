@@ -1,0 +1,194 @@
+"""Rows as people read them: in the terminal, and in the marked blocks of the README."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from . import results, roofline
+from .contenders import ALGORITHMS, MODES, OURS, ours
+from .measure import HOST_PHASES, Run
+from .parameter_sets import MODELS
+from .results import ROOT
+
+PAGES = [ROOT / "README.md"]
+BLOCK = re.compile(r"(<!-- bench (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def who(row: dict[str, Any]) -> str:
+    return " ".join(filter(None, (row["maker"], row["backend"])))
+
+
+def algorithm(row: dict[str, Any]) -> str:
+    plain = row["form"] in ("", "paper")
+    return row["algorithm"] if plain else f"{row['algorithm']}, {row['form']}"
+
+
+def peer(row: dict[str, Any]) -> str:
+    return f"{row['vs_fastest_peer']:.1f} ({row['fastest_peer']})" if "fastest_peer" in row else ""
+
+
+COLUMNS = {
+    "set": lambda row: row["set"],
+    "algorithm": algorithm,
+    "by": who,
+    "dtype": lambda row: row["dtype"],
+    "threads": lambda row: str(row["threads"]),
+    "step": lambda row: duration(row["seconds"]),
+    "quartiles": lambda row: f"{duration(row['q1'])} .. {duration(row['q3'])}",
+    "GB/s": lambda row: f"{row['bytes_per_second'] / 1e9:.2f}",
+    "of yardstick": lambda row: f"{row['yardstick_share']:.0%}",
+    "x torch fused": lambda row: ratio(row["vs_torch_fused"]),
+    "the same per byte": lambda row: ratio(row["bandwidth_vs_torch_fused"]),
+    "x fastest peer": peer,
+    "launches": lambda row: str(row.get("launches", "")),
+}
+NAMES = ("set", "algorithm", "by", "dtype", "threads")
+Cells = dict[str, list[str]]
+
+
+def device_cells(rows: list[dict[str, Any]]) -> Cells:
+    """A line for every step of large tensors."""
+    rows = [row for row in rows if row["phase"] == "step"]
+    return {name: [cell(row) for row in rows] for name, cell in COLUMNS.items()}
+
+
+def host_cells(rows: list[dict[str, Any]]) -> Cells:
+    """A line for every step of small tensors: the host's time in each phase, and how many times
+    as fast as torch's fused AdamW that is."""
+    lines: dict[tuple, dict[str, str]] = {}
+    for row in rows:
+        if row["phase"] in HOST_PHASES:
+            line = lines.setdefault(tuple(COLUMNS[name](row) for name in NAMES), {})
+            line[row["phase"]] = f"{duration(row['seconds'])} (x {row['vs_torch_fused']:.2f})"
+    cells = dict(zip(NAMES, map(list, zip(*lines)))) if lines else {}
+    return cells | {name: [line.get(name, "") for line in lines.values()] for name in HOST_PHASES}
+
+
+def terminal(rows: list[dict[str, Any]]) -> list[Table]:
+    """One table of large sets, one of small ones; what all lines share stands below."""
+    tables = []
+    for cells in (device_cells(rows), host_cells(rows)):
+        table = Table(box=None, header_style="bold", padding=(0, 1), caption_justify="left")
+        shared = {name: set(column) for name, column in cells.items() if name in NAMES}
+        shared = {name: min(found) for name, found in shared.items() if len(found) == 1}
+        cells = {name: column for name, column in cells.items() if any(column)}
+        cells = {name: column for name, column in cells.items() if name not in shared}
+        for name in cells:
+            table.add_column(name, justify="left" if name in NAMES else "right", no_wrap=True)
+        for line in zip(*cells.values(), strict=True):
+            table.add_row(*line)
+        told = [f"{name} {value}" for name, value in shared.items()]
+        speeds = sorted({f"{row['yardstick'] / 1e9:.2f}" for row in rows})
+        table.caption = ", ".join([*told, f"yardstick {', '.join(speeds)} GB/s"])
+        tables += [table] if table.row_count else []
+    return tables
+
+
+def complaints(run: Run) -> list[str]:
+    """What was not measured, a line each."""
+    lines, by_set = [], {}
+    for task, need, free in run.left_out:
+        by_set.setdefault(task.against, []).append((need, free, task.contender))
+    for (parameter_set, mode, _), found in by_set.items():
+        need, free, _ = min(found, key=lambda one: one[0])
+        who = ", ".join(contender.label for *_, contender in found)
+        lines.append(
+            f"left out: {parameter_set.name} {mode.id}: needs {need / 1e9:.1f} GB or more of "
+            f"{free / 1e9:.1f} GB free: {who}"
+        )
+    return lines + [f"failed: {label}: {why}" for label, why in run.failed.items()]
+
+
+# Blocks of the README, from the results of record
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    aligned = ["---" if name in NAMES or i == 0 else "---:" for i, name in enumerate(header)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, aligned, *lines))
+
+
+def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
+    return [list(line) for line in zip(*(cells[name] for name in names), strict=True)]
+
+
+def speed(rows: list[dict[str, Any]]) -> str:
+    """Ours on models' parameters with all threads: share of the yardstick and ratios."""
+    most = max((row["threads"] for row in rows), default=0)
+    rows = [row for row in rows if row["maker"] == OURS and row["threads"] == most]
+    cells = device_cells([row for row in rows if row["set"] in MODELS])
+    header = [name for name in COLUMNS if name not in ("threads", "quartiles", "GB/s", "launches")]
+    lines = lines_of(cells, header)
+    return markdown(header, lines) if lines else ""
+
+
+def host(rows: list[dict[str, Any]]) -> str:
+    """Time of step() on the host for 400 tensors of 8, by what changed since the last step."""
+    cells = host_cells([row for row in rows if row["set"] == "tiny" and row["dtype"] == "f32"])
+    header = ["algorithm", "by", *HOST_PHASES]
+    return markdown(header, lines_of(cells, header)) if cells["first"] else ""
+
+
+def model() -> str:
+    """Bytes per parameter that a step moves, by dtype mode: no measurement."""
+    cpu = torch.device("cpu")
+    modes = [mode for mode in MODES.values() if mode.param is mode.grad is not torch.float16]
+    lines = []
+    for name in ALGORITHMS:
+        for rows in zip(*(ours(name, "cpu", mode) for mode in modes), strict=True):
+            moved = [f"{roofline.model(row, cpu).moved:g}" for row in rows]
+            lines.append([f"{name}, faded" if rows[0].fades else name, *moved])
+    return markdown(["bytes per parameter", *(mode.id for mode in modes)], lines)
+
+
+def block(name: str, found: dict[str, dict[str, Any]]) -> str:
+    """The text between the marks of a block: a table for every machine."""
+    if name == "model":
+        return model()
+    make = {"speed": speed, "host": host}[name]
+    parts = []
+    for content in found.values():
+        table = make(content["rows"])
+        if table:
+            parts.append(f"{about(content)}\n\n{table}")
+    return "\n".join(parts) if parts else "No results of record yet: `make bench` writes them.\n"
+
+
+def about(content: dict[str, Any]) -> str:
+    """One line: on what machine, with which versions, when."""
+    machine, runs = content["machine"], sorted(content["runs"])
+    known = content["runs"][runs[-1]]["versions"]
+    what = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    return f"{what}; torch {known['torch']}; {runs[-1][:10]}:"
+
+
+def written(text: str, found: dict[str, dict[str, Any]]) -> str:
+    """A page with its blocks as the results of record would have them."""
+    return BLOCK.sub(lambda match: f"{match[1]}\n{block(match[2], found)}\n{match[3]}", text)
+
+
+def write_pages() -> list[Path]:
+    """Rewrite the blocks; returns the pages that changed."""
+    found, changed = results.of_record(), []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = written(text, found)
+        if new != text:
+            page.write_text(new, encoding="utf-8")
+            changed.append(page)
+    return changed

@@ -1,0 +1,189 @@
+"""The benchmark: its sets, bytes, ratios, files, pictures and complaints, and that it sees."""
+
+import math
+
+import fusedstep
+import pytest
+import torch
+from fusedstep import testing
+
+from bench import __main__ as command
+from bench import contenders, device, peers, results, roofline
+from bench.measure import Side
+from bench.parameter_sets import AXES, parse
+from tests.training import CLASSES, give_gradients, model, stored
+
+CPU = torch.device("cpu")
+F32 = contenders.MODES["f32"]
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch):
+    monkeypatch.setattr(device.Cpu, "BYTES", 12 * 1024)
+
+
+def bench(tmp_path, *arguments):
+    out = tmp_path / "rows.json"
+    common = ["--device", "cpu", "--backends", "cpu", "--out", str(out)]
+    return command.main([*common, *map(str, arguments)]), out
+
+
+# Parameter sets
+
+
+@pytest.mark.parametrize(
+    "name, tensors, parameters",
+    [
+        ("bert-base", 206, 110_106_428),
+        ("bert-large", 398, 336_226_108),
+        ("gpt2-xl", 580, 1_557_611_200),
+        ("tiny", 400, 3_200),
+        ("swarm", 10_000, 640_000),
+        ("7x3", 7, 21),
+    ],
+)
+def test_sets_have_the_sizes_of_their_models(name, tensors, parameters):
+    (found,) = parse(name)
+    assert (found.tensors, found.parameters, len(found.groups)) == (tensors, parameters, 2)
+
+
+def test_models_are_grouped_as_trainer_does():
+    (bert,) = parse("bert-base")
+    assert [{len(shape) for shape in group} for group in bert.groups] == [{2}, {1}]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_an_axis_grows(axis):
+    sizes = [
+        {"parameters": s.parameters, "tensors": s.tensors, "groups": len(s.groups)}[axis]
+        for s in parse(axis)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_the_model_is_what_a_step_of_a_set_moves(cls):
+    (own, *_) = contenders.ours(cls.__name__, "cpu", F32)
+    (chosen,) = parse("3x50")
+    side = Side(own, chosen, device.Cpu())
+    side.start()
+    assert roofline.model(own, CPU).moved * 150 == side.optimizer.bytes_moved()
+
+
+@pytest.mark.parametrize("dtype, want", [("f32", 28), ("f64", 56), ("bf16", 14), ("f16", 14)])
+def test_bytes_of_torch_are_counted_from_its_state(dtype, want):
+    found = roofline.model(peers.baseline(contenders.MODES[dtype]), CPU)
+    assert (found.moved, found.held) == (want, want / 7 * 4)
+
+
+def test_states_are_found_in_what_peers_nest():
+    p = torch.nn.Parameter(torch.zeros(2, 3))
+    optimizer = torch.optim.SGD([p])
+    a, b = torch.zeros(6), torch.zeros(2, 3)
+    optimizer.state[p] = {"step": torch.zeros(()), 0: {"m": [a], "row": torch.zeros(3)}, "v": b}
+    assert [id(t) for t in roofline.states_of(optimizer, p)] == [id(a), id(b)]
+
+
+@pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LaMAdam])
+def test_a_faded_column_is_not_read(cls):
+    whole, faded = contenders.ours(cls.__name__, "cpu", F32)
+    assert roofline.model(faded, CPU).moved == roofline.model(whole, CPU).moved - 8
+    ends = []
+    for unread in (0.0, math.nan):
+        params = model((100,))
+        optimizer = faded.build([{"params": params}])
+        give_gradients(params)
+        optimizer.step()
+        contenders.fade(optimizer)
+        optimizer.state[params[0]]["beta_prod"].fill_(unread)
+        optimizer.step()
+        del optimizer.state[params[0]]["beta_prod"]
+        ends.append(stored(optimizer, params))
+    assert not testing.differences(*ends)
+
+
+# What is measured
+
+
+def test_every_class_is_measured_without_being_named():
+    tasks = command.make_tasks(command.options([]), CPU)
+    ours = {task.contender.algorithm for task in tasks if task.contender.maker == "fusedstep"}
+    assert ours == {cls.__name__ for cls in CLASSES}
+
+
+def test_a_case_of_the_bit_matrix_is_measured_by_its_id():
+    (own, faded) = contenders.ours("MAdam-released-amsgrad", "cpu", F32)
+    optimizer = own.build([{"params": model()}])
+    assert (own.form, faded.form) == ("released-amsgrad", "released-amsgrad-faded")
+    assert optimizer.defaults["form"] == "released" and optimizer.defaults["amsgrad"]
+
+
+@pytest.mark.parametrize(
+    "name", ["torch-loop", "torch-foreach", "torch-fused", "pytorch_optimizer", "madgrad"]
+)
+def test_peers_get_our_hyper_parameters(name):
+    for algorithm, entry in peers.PEERS[name].algorithms.items():
+        params = model((5,))
+        optimizer = peers.contender(name, algorithm, F32).build([{"params": params}])
+        ours = contenders.ALGORITHMS[algorithm](params).defaults
+        assert entry.matched
+        for theirs, our in entry.matched.items():
+            assert optimizer.defaults[theirs] == ours[our], (algorithm, theirs)
+        give_gradients(params)
+        optimizer.step()
+
+
+def test_peers_have_algorithms_of_ours():
+    assert {a for peer in peers.PEERS.values() for a in peer.algorithms} <= {*contenders.ALGORITHMS}
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--set", "bert-huge"], "there is no set 'bert-huge'; there are bert-base, "),
+        (["--set", "3x0"], "there is no set '3x0'"),
+        (["--set", "2x8@3"], "there is no set '2x8@3'"),
+        (["--algorithms", "adamw,lion"], "there is no algorithm 'lion'; there are LAMB, "),
+        (["--backends", "gpu"], "there is no backend 'gpu'; there are cuda, triton, cpu, "),
+        (["--backends", "cuda"], "backend 'cuda' cannot run on cpu: "),
+        (["--dtype", "f8"], "there is no dtype 'f8'; there are f32, "),
+        (["--peers", "apex"], "there is no peer 'apex'; there are all, none, torch, "),
+        (["--threads", "1,no"], "--threads is '1 no'; pass positive numbers"),
+        (["--rounds", "1"], "--rounds is 1; a median and quartiles need at least 2"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_says_what_there_is(tmp_path, capsys, arguments, told):
+    status, out = bench(tmp_path, *arguments)
+    error = capsys.readouterr().err
+    assert status == 2 and not out.exists()
+    assert error.startswith(f"python -m bench: {told}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, want", [("float32", "f32"), ("FP16", "f16"), ("bf16+master", "bf16-master")]
+)
+def test_dtypes_have_torch_names_too(name, want):
+    assert contenders.mode(name).id == want
+
+
+def test_a_set_that_memory_does_not_hold_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(device.Cpu, "free_bytes", lambda self: 24e9)
+    status, _ = bench(tmp_path, "--set", "gpt2-xl", "--peers", "none")
+    lines = [s for s in capsys.readouterr().out.splitlines() if "left out" in s]
+    assert status == 1 and len(lines) == 1
+    assert lines[0].startswith("left out: gpt2-xl f32: needs 49.8 GB or more of 24.0 GB free: ")
+
+
+def test_one_that_fails_is_told_and_the_others_are_measured(tmp_path, capsys, monkeypatch):
+    broken = peers.Peer("torch", {"AdamW": peers.Entry("torch.optim:NoSuchThing")})
+    monkeypatch.setitem(peers.PEERS, "timm", broken)
+    status, out = bench(
+        tmp_path, "--set", "2x8", "--algorithms", "adamw", "--peers", "timm", "--rounds", 2
+    )
+    assert status == 0 and results.read(out)["rows"]
+    assert "failed: timm AdamW f32 2x8: AttributeError: module 'torch.optim'" in (
+        capsys.readouterr().out
+    )

@@ -1,0 +1,180 @@
+"""The benchmark's rows, files, tables and pictures; and that it sees a slow-down put in."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import growth, measure, plots, results, tables
+from bench import self_check as checking
+from bench.measure import Side
+from bench.parameter_sets import AXES, parse
+from tests.test_bench import bench, little_work  # noqa: F401, a fixture
+
+
+def row(**changes):
+    facts = {
+        "set": "bert-base", "maker": "fusedstep", "algorithm": "AdamW", "form": "paper",
+        "backend": "cpu", "dtype": "f32", "device": "cpu", "threads": 2, "phase": "step",
+        "tensors": 10, "parameters": 1000, "groups": 2, "bytes": 28_000, "seconds": 2.0,
+        "q1": 1.9, "q3": 2.1, "rounds": 5, "baseline_seconds": 3.0, "baseline_bytes": 28_000,
+        "yardstick": 28_000.0, "held_bytes": 16_000, "peak_extra_bytes": None, "launches": 1,
+    }  # fmt: skip
+    return {**facts, **changes}
+
+
+def peer_row(maker, **changes):
+    return row(maker=maker, form="", backend="", **changes)
+
+
+def test_ratios():
+    rows = [
+        row(bytes=42_000),
+        peer_row("torch-fused", seconds=3.0),
+        peer_row("timm", seconds=30.0, baseline_seconds=6.0),  # a busier time: 0.2 of torch fused
+        peer_row("torch-loop", seconds=60.0, baseline_seconds=6.0),
+        row(phase="fresh", seconds=1.0),
+    ]
+    measure.fill_ratios(rows)
+    assert rows[0]["bytes_per_second"] == 21_000 and rows[0]["yardstick_share"] == 0.75
+    assert rows[0]["vs_torch_fused"] == 1.5 and rows[0]["bandwidth_vs_torch_fused"] == 2.25
+    assert rows[0]["fastest_peer"] == "timm" and rows[0]["vs_fastest_peer"] == 7.5
+    assert rows[1]["vs_torch_fused"] == 1.0 and "fastest_peer" not in rows[1]
+    assert rows[4]["vs_torch_fused"] == 3.0
+    assert "yardstick_share" not in rows[4] and "fastest_peer" not in rows[4]
+
+
+def test_turns_are_fair_and_end():
+    order = []
+    clocks = [lambda name=name: order.append(name) or 1.0 for name in "ab"]
+    assert measure.take_turns(clocks, 3) == [[1.0] * 3] * 2
+    assert "".join(order) == "abbaab"
+
+
+def test_patience_ends_a_long_comparison(monkeypatch):
+    monkeypatch.setattr(measure, "PATIENCE", 0.0)
+    assert [len(times) for times in measure.take_turns([lambda: 1.0], 99)] == [measure.FEWEST]
+
+
+def test_rows_survive_the_files(tmp_path):
+    status, out = bench(
+        tmp_path, "--set", "2x8,2x2000", "--algorithms", "adamw", "--threads", "1", "--rounds", 3
+    )
+    content = json.loads(out.read_text())
+    assert status == 0
+    ours = [r for r in content["rows"] if r["maker"] == "fusedstep"]
+    assert [r["phase"] for r in ours] == ["first", "fresh", "unchanged", "loaded", "step"]
+    assert ours[-1]["bytes"] == 28 * 4000 and ours[-1]["threads"] == 1 and ours[-1]["launches"] == 1
+    assert all(r["q1"] <= r["seconds"] <= r["q3"] for r in content["rows"])
+    (run,) = content["runs"].values()
+    assert run["command"].startswith("python -m bench --device cpu ")
+    assert {"fusedstep", "revision", "torch", "compiler"} <= run["versions"].keys()
+    assert {"cpu", "cores", "caches", "memory_gb"} <= content["machine"].keys()
+    with out.with_suffix(".csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(content["rows"])
+    for line, want in zip(table, content["rows"], strict=True):
+        assert float(line["seconds"]) == want["seconds"] and line["maker"] == want["maker"]
+        assert line["version torch"] == torch.__version__ and line["command"] == run["command"]
+
+
+def content_of(time, *rows):
+    runs = {time: {"time": time, "command": "c", "versions": {"torch": "2"}}}
+    machine = {"cpu": "Some (R) CPU", "cores": 2}
+    return {"machine": machine, "runs": runs, "rows": [{**r, "run": time} for r in rows]}
+
+
+def test_recording_replaces_equal_keys_and_keeps_the_others(tmp_path):
+    first = content_of("monday", row(), row(dtype="bf16"), row(set="tiny", seconds=5.0))
+    path = results.record(first, tmp_path)
+    results.record(content_of("tuesday", row(seconds=1.0)), tmp_path)
+    found = results.of_record(tmp_path)["some-r-cpu-2-cores"]
+    assert path.stem == "some-r-cpu-2-cores" and path.with_suffix(".csv").exists()
+    times = {(r["set"], r["dtype"]): (r["seconds"], r["run"]) for r in found["rows"]}
+    assert times == {
+        ("bert-base", "f32"): (1.0, "tuesday"),
+        ("bert-base", "bf16"): (2.0, "monday"),
+        ("tiny", "f32"): (5.0, "monday"),
+    }
+    everything = content_of("friday", row(), row(dtype="bf16"), row(set="tiny"))
+    results.record(everything, tmp_path)
+    assert results.of_record(tmp_path)["some-r-cpu-2-cores"]["runs"].keys() == {"friday"}
+
+
+def test_the_terminal_says_once_what_all_rows_share():
+    rows = [row(), row(algorithm="LAMB"), *(row(set="tiny", phase=p) for p in ("first", "fresh"))]
+    measure.fill_ratios(rows)
+    large, small = tables.terminal(rows)
+    assert large.columns[0].header == "algorithm" and large.row_count == 2
+    assert "set bert-base" in large.caption and small.row_count == 1
+    assert [c.header for c in small.columns] == ["first", "fresh"]
+
+
+# Pages and pictures
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_tables_of_a_page_are_those_of_the_results_of_record(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(tables.BLOCK.findall(text)) == text.count("<!-- bench ") == 3
+    assert tables.written(text, results.of_record()) == text, "run `python -m bench tables`"
+
+
+def test_a_page_gets_a_table_for_every_machine():
+    rows = [row(), row(algorithm="LAMB", threads=1), row(set="tiny", phase="fresh")]
+    measure.fill_ratios(rows)
+    found = {"one": content_of("2026-01-02 03:04:05 UTC", *rows)}
+    text = "<!-- bench speed -->\nold\n<!-- end -->\n<!-- bench host -->\n<!-- end -->\n"
+    new = tables.written(text, found)
+    assert "old" not in new and "Some (R) CPU, 2 cores; torch 2; 2026-01-02:" in new
+    assert "| bert-base | AdamW | fusedstep cpu | f32 | 2 s | 50% | 1.50 | 1.50 |" in new
+    assert "LAMB" not in new, "threads are told apart in the results alone"
+    assert "| AdamW | fusedstep cpu |  | 2 s (x 1.50) |  |  |" in new
+    assert tables.written(new, found) == new
+
+
+def test_pictures_are_drawn_where_there_are_rows(tmp_path):
+    rows = [row(), row(algorithm="LAMB"), peer_row("torch-fused")]
+    for axis in AXES:
+        phase = growth.PHASES[axis]
+        rows += [
+            row(set=s.name, phase=phase, tensors=s.tensors, parameters=s.parameters,
+                groups=len(s.groups), seconds=1e-3 + 1e-6 * s.tensors)
+            for s in parse(axis)
+        ]  # fmt: skip
+    measure.fill_ratios(rows)
+    drawn = plots.draw(rows, tmp_path / "new")
+    assert [path.name for path in drawn] == ["bandwidth.png", "host.png", "growth.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    assert plots.draw(rows[:3], tmp_path) == [tmp_path / "bandwidth.png"]
+    assert plots.draw([], tmp_path) == []
+
+
+@pytest.mark.parametrize("a, b", [(3.0, 0.5), (0.0, 2.0), (4.0, 0.0)])
+def test_lines_are_fitted(a, b):
+    x = [1.0, 10.0, 100.0, 1e4]
+    assert growth.line(x, [a + b * value for value in x]) == pytest.approx((a, b), abs=1e-9)
+
+
+# It sees
+
+
+def test_it_sees_a_slow_down_and_none_where_none_is(capsys):
+    assert command.main(["self-check", "--set", "10x8", "--algorithms", "adamw"]) == 0
+    assert capsys.readouterr().out.count(": seen\n") == 2
+
+
+def test_it_says_where_it_does_not_see(monkeypatch, capsys):
+    monkeypatch.setattr(checking, "Slow", Side)
+    monkeypatch.setattr(checking, "ROUNDS", 11)
+    assert command.main(["self-check", "--set", "10x8", "--algorithms", "adamw"]) == 1
+    assert "x 2 put in: x" in capsys.readouterr().out
+
+
+def test_what_is_seen_has_the_factor_within_its_spread():
+    assert checking.sees([1.9, 2.0, 2.02, 2.1], 2.0)
+    assert not checking.sees([1.9, 2.0, 2.02, 2.1], 1.0)
+    assert not checking.sees([1.80, 1.801, 1.802, 1.803], 2.0), "near, but beyond its spread"
+    assert not checking.sees([0.5, 1.0, 3.0, 4.0], 1.0), "within its spread, but not near"
