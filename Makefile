@@ -5,18 +5,24 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc kernels cmake -type f -not -name '*.py' -not -name '*.pyc') \
            CMakeLists.txt setup.py pyproject.toml
 
-$(VENV)/built test audit ctest sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
+$(VENV)/built test bench audit ctest sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help pretrain test lint format audit ctest sanitize gpu-check clean
+.PHONY: help pretrain test bench bench-quick lint format audit ctest sanitize gpu-check clean
 
 help:
 	@echo "make pretrain   pretrain a small BERT on real text; options: ARGS=\"--optimizer lamadam\""
 	@echo "make test       all tests; options: ARGS=\"-k madam\""
+	@echo "make bench      all measurements of this machine, with peers; options: ARGS=--record"
+	@echo "make bench-quick  every algorithm on small sets, in a minute or two"
 	@echo "make lint       ruff and clang-format, as CI checks them (make format: apply them)"
 	@echo "make audit      compile all GPU kernels offline and search their code"
 	@echo "make ctest      the native code alone, without torch: emulated CUDA against the CPU"
 	@echo "make sanitize   the core of the tests with the native code under ASan and UBSan"
 	@echo "make gpu-check  on a machine with a GPU: build, bits, sanitizer; results under \$$OUT"
+
+build/peers: $(VENV)/installed bench/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ --requirement bench/requirements.txt
+	touch $@
 
 $(VENV)/installed: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +38,22 @@ pretrain: $(VENV)/built
 
 test: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+# All of it: dtypes, threads, the host, growth. An hour or more on two cores.
+BENCH := $(BIN)/python -m bench
+bench: export PYTHONPATH := $(CURDIR)/build/peers
+bench: $(VENV)/built build/peers
+	$(BENCH) self-check
+	$(BENCH) --set bert-base bert-large gpt2-xl --peers all --plot --out build/bench/f32.json $(ARGS)
+	$(BENCH) --set bert-base --dtype f64 bf16 f16 bf16-master bf16-state16 --peers torch \
+	  --plot --out build/bench/dtypes.json $(ARGS)
+	$(BENCH) --set bert-base --algorithms adamw lamb --threads 1 --out build/bench/threads.json $(ARGS)
+	$(BENCH) --set tiny swarm --out build/bench/host.json $(ARGS)
+	$(BENCH) growth --plot --out build/bench/growth.json $(ARGS)
+
+bench-quick: $(VENV)/built
+	$(BENCH) self-check --threads 1
+	$(BENCH) --set 4x1000000 --dtype f32 bf16 --rounds 5 --plot --out build/bench-quick.json $(ARGS)
 
 audit: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/audit $(ARGS)
