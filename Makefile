@@ -41,11 +41,12 @@ test: $(VENV)/built
 
 # All of it: dtypes, threads, the host, growth. An hour or more on two cores.
 BENCH := $(BIN)/python -m bench
+SETS := bert-base $(if $(shell command -v nvidia-smi),bert-large gpt2-xl)
 bench: export PYTHONPATH := $(CURDIR)/build/peers
 bench: $(VENV)/built build/peers
 	$(BENCH) self-check
-	$(BENCH) --set bert-base bert-large gpt2-xl --peers all --plot --out build/bench/f32.json $(ARGS)
-	$(BENCH) --set bert-base --dtype f64 bf16 f16 bf16-master bf16-state16 --peers torch \
+	$(BENCH) --set $(SETS) --peers all --plot --out build/bench/f32.json $(ARGS)
+	$(BENCH) --set $(SETS) --dtype f64 bf16 f16 bf16-master bf16-state16 --peers torch \
 	  --plot --out build/bench/dtypes.json $(ARGS)
 	$(BENCH) --set bert-base --algorithms adamw lamb --threads 1 --out build/bench/threads.json $(ARGS)
 	$(BENCH) --set tiny swarm --out build/bench/host.json $(ARGS)

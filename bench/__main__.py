@@ -25,7 +25,12 @@ from .contenders import Contender
 from .measure import Run, Task, measure
 from .self_check import self_check
 
-GROWTH = ["parameters", "tensors", "groups"]
+DEFAULTS = {  # sets and algorithms, by command
+    None: (["bert-base", "tiny"], list(contenders.ALGORITHMS)),
+    "growth": (["parameters", "tensors", "groups"], ["AdamW"]),
+    "self-check": (["tiny"], ["AdamW"]),
+    "tables": ([], []),
+}
 
 
 def words(values: list[str]) -> list[str]:
@@ -77,9 +82,8 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
     Raises:
         ValueError: a name that does not exist; the message lists those that do.
     """
-    growing = chosen.command == "growth"
-    sets = words(chosen.set or (GROWTH if growing else ["bert-base", "tiny"]))
-    names = words(chosen.algorithms or (["AdamW"] if growing else contenders.ALGORITHMS))
+    sets, names = DEFAULTS[chosen.command]
+    sets, names = words(chosen.set or sets), words(chosen.algorithms or names)
     backends = [contenders.backend(name.lower(), where) for name in words(chosen.backends or [])]
     backends = backends or contenders.backends(where)
     others = [peer for name in words(chosen.peers) for peer in peers.names(name)]
@@ -155,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rewritten: {', '.join(page.name for page in changed) or 'nothing had changed'}")
         return 0
     if chosen.command == "self-check":
-        passed, lines = self_check(tasks[0].contender, tasks[0].parameter_set, clock)
+        passed, lines = self_check(tasks[0], clock)
         print(*lines, sep="\n")
         return 0 if passed else 1
     if absent:

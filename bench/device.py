@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 import warnings
@@ -51,6 +52,10 @@ class Cpu:
     def free_bytes(self) -> int:
         return _kibibytes("/proc/meminfo", "MemAvailable")
 
+    def tidy(self) -> None:
+        """Give back the memory of what is no longer used."""
+        gc.collect()
+
     def peak_extra_bytes(self, step: Callable[[], object]) -> int | None:
         """How much more memory a step holds at its peak than before; None: the system does not
         say."""
@@ -94,7 +99,12 @@ class Cuda:
         return lambda: a.copy_(b)
 
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + unused
+
+    def tidy(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def peak_extra_bytes(self, step: Callable[[], object]) -> int:
         torch.cuda.synchronize()

@@ -49,9 +49,13 @@ def bandwidth(rows: Rows, path: Path) -> bool:
     ours = [row for row in rows if row["maker"] == OURS]
     names = list(dict.fromkeys(algorithm(row) for row in [*ours, *rows]))[::-1]
     makers = list(dict.fromkeys(who(row) for row in [*ours, *rows]))
-    size = (4.2 + 2.6 * len(panels), 1.4 + 0.3 * len(names))
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    for (chosen, dtype), axis in zip(panels, axes[0], strict=True):
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    size = (3.2 + 2.4 * across, (1.0 + 0.26 * len(names)) * down)
+    figure, grid = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False)
+    for axis in grid.flat[len(panels) :]:
+        axis.set_axis_off()
+    for (chosen, dtype), axis in zip(panels, grid.flat):
         here = [row for row in rows if (row["set"], row["dtype"]) == (chosen, dtype)]
         roof = here[0]["yardstick"] / 1e9
         axis.axvline(roof, color="black", linewidth=1, linestyle="--", label="yardstick")
@@ -66,20 +70,19 @@ def bandwidth(rows: Rows, path: Path) -> bool:
             )  # fmt: skip
         axis.set(title=f"{chosen}, {dtype}", xlabel="GB/s", xlim=(0, None))
         axis.set_yticks(range(len(names)), names)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper")
     return _save(figure, path)
 
 
 def host(rows: Rows, path: Path) -> bool:
     """The host's time for a step against the number of tensors."""
     axis_rows = [row for phase in ("fresh", "unchanged") for row in _phase(rows, phase)]
-    makers = [who(row) for row in axis_rows if row["algorithm"] == "AdamW"]
     series: dict[str, Rows] = {}
     for row in axis_rows:
         if row["algorithm"] == "AdamW" and (row["maker"] == OURS or row["phase"] == "fresh"):
             name = who(row) + (f", gradients {row['phase']}" if row["maker"] == OURS else "")
             series.setdefault(name, []).append(row)
-    if not makers:
+    if not series:
         return False
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     for i, (name, of) in enumerate(series.items()):
@@ -141,13 +144,13 @@ def _save(figure: plt.Figure, path: Path) -> bool:
     return True
 
 
-def draw(rows: Rows, folder: Path) -> list[Path]:
+def draw(rows: Rows, folder: Path, prefix: str = "") -> list[Path]:
     """Every picture that the rows suffice for."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     with plt.rc_context({**STYLE, "figure.constrained_layout.use": True}):
         for name, picture in {"bandwidth": bandwidth, "host": host, "growth": cost}.items():
-            path = folder / f"{name}.png"
+            path = folder / f"{prefix}{name}.png"
             if picture(rows, path):
                 made.append(path)
     return made

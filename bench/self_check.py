@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 
-from .contenders import Contender
+import torch
+
 from .device import Clock
-from .measure import Side, take_turns
-from .parameter_sets import ParameterSet
+from .measure import Side, Task, take_turns
 
 NEAR = 0.1  # what the median may be off by
 ROUNDS = 301
@@ -39,17 +39,16 @@ def sees(found: list[float], factor: float) -> bool:
     return q1 - reach <= factor <= q3 + reach and abs(median / factor - 1) <= NEAR
 
 
-def self_check(
-    contender: Contender, parameter_set: ParameterSet, clock: Clock
-) -> tuple[bool, list[str]]:
+def self_check(task: Task, clock: Clock) -> tuple[bool, list[str]]:
     """Whether an equal and a slow side were seen as they are, and a line for each."""
-    passed, lines = True, []
+    passed, lines, contender = True, [task.label], task.contender
+    torch.set_num_threads(task.threads)
     for kind, factor in ((Side, 1.0), (Slow, 2.0)):
-        sides = [each(contender, parameter_set, clock) for each in (Side, kind)]
+        sides = [each(contender, task.parameter_set, clock) for each in (Side, kind)]
         found = ratios(sides)
         right = sees(found, factor) and not sees(found, 3.0 - factor)
         q1, median, q3 = statistics.quantiles(found, n=4, method="inclusive")
         verdict = "seen" if right else "NOT SEEN"
         lines.append(f"x {factor:g} put in: x {median:.3f} ({q1:.3f} .. {q3:.3f}): {verdict}")
         passed &= right
-    return passed, [f"{contender.label}, {parameter_set.name}", *lines]
+    return passed, lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from . import results, roofline
 from .contenders import ALGORITHMS, MODES, OURS, ours
 from .measure import HOST_PHASES, Run
 from .parameter_sets import MODELS
-from .results import ROOT
+from .results import OF_RECORD, ROOT
 
 PAGES = [ROOT / "README.md"]
 BLOCK = re.compile(r"(<!-- bench (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -59,6 +60,7 @@ COLUMNS = {
     "launches": lambda row: str(row.get("launches", "")),
 }
 NAMES = ("set", "algorithm", "by", "dtype", "threads")
+HIDDEN = ("set", "dtype", "threads", "quartiles", "GB/s", "launches")  # in the README
 Cells = dict[str, list[str]]
 
 
@@ -123,18 +125,31 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, aligned, *lines))
 
 
+def of_one_model(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the model that has the most, and of those with as many of the largest."""
+    found = Counter(row["set"] for row in rows if row["set"] in MODELS)
+    chosen = max(found, key=lambda name: (found[name], list(MODELS).index(name)), default=None)
+    return [row for row in rows if row["set"] == chosen]
+
+
 def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
     return [list(line) for line in zip(*(cells[name] for name in names), strict=True)]
 
 
 def speed(rows: list[dict[str, Any]]) -> str:
-    """Ours on models' parameters with all threads: share of the yardstick and ratios."""
+    """Ours on a model with all threads: float32 in full, and the ratio in other dtypes."""
     most = max((row["threads"] for row in rows), default=0)
     rows = [row for row in rows if row["maker"] == OURS and row["threads"] == most]
-    cells = device_cells([row for row in rows if row["set"] in MODELS])
-    header = [name for name in COLUMNS if name not in ("threads", "quartiles", "GB/s", "launches")]
-    lines = lines_of(cells, header)
-    return markdown(header, lines) if lines else ""
+    rows = of_one_model([row for row in rows if row["phase"] == "step"])
+    full = [row for row in rows if row["dtype"] == "f32"]
+    names = [name for name in COLUMNS if name not in HIDDEN]
+    lines = lines_of(device_cells(full), names)
+    for dtype in [mode for mode in MODES if mode != "f32"]:
+        also = {(algorithm(r), who(r)): r["vs_torch_fused"] for r in rows if r["dtype"] == dtype}
+        for line, row in zip(lines if also else (), full):
+            line.append(ratio(also.get((algorithm(row), who(row)))))
+        names += [dtype] if also else []
+    return f"{rows[0]['set']}, f32:\n\n{markdown(names, lines)}" if lines else ""
 
 
 def host(rows: list[dict[str, Any]]) -> str:
@@ -157,16 +172,19 @@ def model() -> str:
 
 
 def block(name: str, found: dict[str, dict[str, Any]]) -> str:
-    """The text between the marks of a block: a table for every machine."""
+    """The text between the marks of a block: tables and pictures of every machine."""
     if name == "model":
         return model()
-    make = {"speed": speed, "host": host}[name]
+    make, pictures = {"speed": (speed, ["bandwidth"]), "host": (host, ["host", "growth"])}[name]
     parts = []
-    for content in found.values():
+    for machine, content in found.items():
         table = make(content["rows"])
-        if table:
-            parts.append(f"{about(content)}\n\n{table}")
-    return "\n".join(parts) if parts else "No results of record yet: `make bench` writes them.\n"
+        files = [f"{machine}-{picture}.png" for picture in pictures]
+        shown = [
+            f"![{file}](bench/results/{file})" for file in files if (OF_RECORD / file).exists()
+        ]
+        parts += [part for part in (about(content), table, *shown) if table and part]
+    return "\n\n".join(part.strip() for part in parts) or "No results of record yet."
 
 
 def about(content: dict[str, Any]) -> str:
@@ -179,12 +197,18 @@ def about(content: dict[str, Any]) -> str:
 
 def written(text: str, found: dict[str, dict[str, Any]]) -> str:
     """A page with its blocks as the results of record would have them."""
-    return BLOCK.sub(lambda match: f"{match[1]}\n{block(match[2], found)}\n{match[3]}", text)
+    return BLOCK.sub(
+        lambda match: f"{match[1]}\n{block(match[2], found).strip()}\n\n{match[3]}", text
+    )
 
 
 def write_pages() -> list[Path]:
-    """Rewrite the blocks; returns the pages that changed."""
+    """Rewrite the blocks and draw the pictures; returns the pages that changed."""
+    from .plots import draw  # matplotlib takes a second to load
+
     found, changed = results.of_record(), []
+    for machine, content in found.items():
+        draw(content["rows"], OF_RECORD, f"{machine}-")
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         new = written(text, found)

@@ -124,12 +124,15 @@ def test_tables_of_a_page_are_those_of_the_results_of_record(page):
 
 def test_a_page_gets_a_table_for_every_machine():
     rows = [row(), row(algorithm="LAMB", threads=1), row(set="tiny", phase="fresh")]
+    rows += [row(dtype="bf16", seconds=1.0), row(set="bert-large", seconds=9.0)]
     measure.fill_ratios(rows)
     found = {"one": content_of("2026-01-02 03:04:05 UTC", *rows)}
     text = "<!-- bench speed -->\nold\n<!-- end -->\n<!-- bench host -->\n<!-- end -->\n"
     new = tables.written(text, found)
     assert "old" not in new and "Some (R) CPU, 2 cores; torch 2; 2026-01-02:" in new
-    assert "| bert-base | AdamW | fusedstep cpu | f32 | 2 s | 50% | 1.50 | 1.50 |" in new
+    assert "bert-base, f32:" in new and "bert-large" not in new, "the set with the most rows"
+    assert "| x fastest peer | bf16 |" in new
+    assert "| AdamW | fusedstep cpu | 2 s | 50% | 1.50 | 1.50 |  | 3.00 |" in new
     assert "LAMB" not in new, "threads are told apart in the results alone"
     assert "| AdamW | fusedstep cpu |  | 2 s (x 1.50) |  |  |" in new
     assert tables.written(new, found) == new
