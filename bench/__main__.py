@@ -121,8 +121,11 @@ def run(tasks: list[Task], clock: device.Clock, rounds: int) -> Run:
     console, quiet = Console(stderr=True), {"auto_refresh": False, "transient": True}
     with Progress(*columns, console=console, **quiet) as progress:
         bar = progress.add_task("", total=len(tasks))
-        for i, task in enumerate(measure(done, tasks, clock, rounds)):
-            progress.update(bar, completed=i, description=task.contender.label, refresh=True)
+        try:
+            for i, task in enumerate(measure(done, tasks, clock, rounds)):
+                progress.update(bar, completed=i, description=task.label, refresh=True)
+        except KeyboardInterrupt:
+            console.print("interrupted; what was measured before follows")
     return done
 
 

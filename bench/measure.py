@@ -137,19 +137,20 @@ class Run:
 
 def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:
     """Measure every task; yields each before it begins, for a progress bar."""
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     try:
-        for threads, of_threads in groupby(tasks, lambda task: task.threads):
+        for (_, _, threads), group in groupby(tasks, lambda task: task.against):
             torch.set_num_threads(threads)
-            begun, known = len(run.rows), [yardstick(clock)]
-            for _, group in groupby(of_threads, lambda task: task.against):
+            begun, known = len(run.rows), {"yardstick_before": yardstick(clock)}
+            try:
                 yield from _compare(run, list(group), clock, rounds)
-            known.append(yardstick(clock))
-            for row in run.rows[begun:]:
-                row["yardstick"] = statistics.mean(known)
-    finally:
-        torch.set_num_threads(before)
-    fill_ratios(run.rows)
+            finally:
+                known["yardstick_after"] = yardstick(clock)
+                for row in run.rows[begun:]:
+                    row |= {**known, "yardstick": statistics.mean(known.values())}
+    finally:  # also of a run that was interrupted
+        torch.set_num_threads(threads_before)
+        fill_ratios(run.rows)
 
 
 def _compare(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:

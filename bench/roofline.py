@@ -57,10 +57,6 @@ class Model:
     moved: float
     held: float  # parameter, gradient and states
 
-    def floor(self, parameters: int, bytes_per_second: float) -> float:
-        """Seconds below which no step of so many parameters can be."""
-        return self.moved * parameters / bytes_per_second
-
 
 def model(contender: Contender, device: torch.device) -> Model:
     """Bytes per parameter of a contender, from one step of a small parameter.

@@ -105,6 +105,12 @@ def test_a_faded_column_is_not_read(cls):
     assert not testing.differences(*ends)
 
 
+def test_the_memory_of_a_step_is_seen():
+    clock = device.Cpu()
+    assert clock.peak_extra_bytes(lambda: torch.ones(16 * 2**20).sum()) >= 60 * 2**20
+    assert clock.peak_extra_bytes(lambda: None) < 8 * 2**20
+
+
 # What is measured
 
 

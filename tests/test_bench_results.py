@@ -80,6 +80,22 @@ def test_rows_survive_the_files(tmp_path):
         assert line["version torch"] == torch.__version__ and line["command"] == run["command"]
 
 
+def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    rows_of = measure._rows
+
+    def interrupted(task, *rest):
+        if task.contender.algorithm == "LAMB":
+            raise KeyboardInterrupt
+        return rows_of(task, *rest)
+
+    monkeypatch.setattr(measure, "_rows", interrupted)
+    names = ["--algorithms", "adamw,lamb", "--peers", "none", "--rounds", "2"]
+    _, out = bench(tmp_path, "--set", "2x2000", *names)
+    (found,) = results.read(out)["rows"]
+    assert found["algorithm"] == "AdamW" and found["yardstick_share"] > 0
+    assert "interrupted" in capsys.readouterr().err
+
+
 def content_of(time, *rows):
     runs = {time: {"time": time, "command": "c", "versions": {"torch": "2"}}}
     machine = {"cpu": "Some (R) CPU", "cores": 2}
