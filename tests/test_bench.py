@@ -85,6 +85,9 @@ def test_states_are_found_in_what_peers_nest():
     a, b = torch.zeros(6), torch.zeros(2, 3)
     optimizer.state[p] = {"step": torch.zeros(()), 0: {"m": [a], "row": torch.zeros(3)}, "v": b}
     assert [id(t) for t in roofline.states_of(optimizer, p)] == [id(a), id(b)]
+    one = torch.nn.Parameter(torch.zeros(1))
+    optimizer.state[one] = {"step": torch.zeros(()), "v": torch.zeros(1)}
+    assert roofline.states_of(optimizer, one) == [optimizer.state[one]["v"]]
 
 
 @pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LaMAdam])
