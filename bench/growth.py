@@ -29,8 +29,8 @@ def line(x: list[float], y: list[float]) -> tuple[float, float]:
     x, y = np.array(x, dtype=float), np.array(y, dtype=float)
     columns = np.stack([1 / y, x / y], axis=1)
     a, b = np.linalg.lstsq(columns, np.ones(len(x)), rcond=None)[0]
-    if a < 0:
-        a, b = 0.0, (x / y).sum() / (x / y) @ (x / y)
-    if b < 0:
-        a, b = (1 / y).sum() / (1 / y) @ (1 / y), 0.0
+    if a < 0 or b < 0:  # the best line through 0, or level
+        only = columns[:, int(a < 0)]
+        best = only.sum() / (only @ only)
+        a, b = (0.0, best) if a < 0 else (best, 0.0)
     return float(a), float(b)

@@ -177,9 +177,11 @@ def test_lines_are_fitted(a, b):
     assert growth.line(x, [a + b * value for value in x]) == pytest.approx((a, b), abs=1e-9)
 
 
-def test_no_line_falls():
+def test_lines_neither_fall_nor_begin_below_zero():
     a, b = growth.line([1.0, 10.0, 100.0], [5.0, 4.0, 3.0])
     assert b == 0.0 and 3.0 < a < 5.0
+    a, b = growth.line([1.0, 10.0, 100.0], [1.0, 20.0, 300.0])
+    assert a == 0.0 and 1.0 < b < 3.0
 
 
 # It sees
