@@ -75,18 +75,18 @@ def bandwidth(rows: Rows, path: Path) -> bool:
 
 
 def host(rows: Rows, path: Path) -> bool:
-    """The host's time for a step against the number of tensors."""
-    axis_rows = [row for phase in ("fresh", "unchanged") for row in _phase(rows, phase)]
+    """The host's time for a step of AdamW against the number of tensors."""
     series: dict[str, Rows] = {}
-    for row in axis_rows:
-        if row["algorithm"] == "AdamW" and (row["maker"] == OURS or row["phase"] == "fresh"):
-            name = who(row) + (f", gradients {row['phase']}" if row["maker"] == OURS else "")
-            series.setdefault(name, []).append(row)
+    for row in sorted(rows, key=lambda row: (row["phase"], row["tensors"])):
+        if row["set"] in growth.AXES["tensors"] and row["algorithm"] == "AdamW":
+            phases = ("fresh", "unchanged") if row["maker"] == OURS else ("fresh",)
+            if row["phase"] in phases:
+                name = who(row) + (f", gradients {row['phase']}" if len(phases) > 1 else "")
+                series.setdefault(name, []).append(row)
     if not series:
         return False
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     for i, (name, of) in enumerate(series.items()):
-        of = sorted(of, key=lambda row: row["tensors"])
         x, y = [row["tensors"] for row in of], [row["seconds"] * 1e6 for row in of]
         filled = None if name.startswith(OURS) else "none"
         axis.plot(x, y, label=name, markersize=5, markerfacecolor=filled, **_look(i))
@@ -94,11 +94,6 @@ def host(rows: Rows, path: Path) -> bool:
     axis.set_title("step() of AdamW on the host")
     axis.legend(loc="upper left")
     return _save(figure, path)
-
-
-def _phase(rows: Rows, phase: str) -> Rows:
-    """Rows of a phase for the points of the tensors' axis."""
-    return [row for row in rows if row["set"] in growth.AXES["tensors"] and row["phase"] == phase]
 
 
 def cost(rows: Rows, path: Path) -> bool:
