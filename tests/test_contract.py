@@ -131,11 +131,13 @@ ARROWS = {  # file: what it may use of the package
     "checks.py": set(),
     "sums.py": set(),
     "sparse.py": set(),
-    "launch.py": {"sums"},
+    "step_table.py": set(),
+    "launch.py": {"step_table", "sums"},
     "reference_backend.py": {"launch", "reference", "sums"},
     "backends.py": {"launch", "reference_backend"},
     "state_tensors.py": {"checks"},
-    "keeps_state.py": {"launch", "state_tensors"},
+    "graphs.py": {"optimizer", "plan"},  # for annotations
+    "keeps_state.py": {"graphs", "launch", "state_tensors"},
     "plan.py": {
         "launch",
         "sums",
@@ -146,7 +148,7 @@ ARROWS = {  # file: what it may use of the package
         "_native",
         "optimizer",
     },
-    "optimizer.py": {"plan", "launch", "backends", "checks", "keeps_state"},
+    "optimizer.py": {"plan", "launch", "backends", "checks", "graphs", "keeps_state"},
 }
 
 

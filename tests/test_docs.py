@@ -42,7 +42,9 @@ def recipes(page: Path) -> list:
         title = section.splitlines()[0]
         for block in FENCE.finditer(section):
             if block["language"] == "python" and block["code"] != first:
-                found.append(pytest.param(first + block["code"], id=title))
+                needs_gpu = ".cuda()" in block["code"] and not torch.cuda.is_available()
+                marks = pytest.mark.skipif(needs_gpu, reason="torch finds no CUDA device")
+                found.append(pytest.param(first + block["code"], id=title, marks=marks))
     return found
 
 

@@ -6,6 +6,7 @@ import torch
 from fusedstep import testing
 
 from tests.conftest import TESTED_BACKENDS, device_of
+from tests.training import assert_same, every_class, stored
 
 if not torch.cuda.is_available():
     pytest.skip("torch finds no CUDA device", allow_module_level=True)
@@ -93,3 +94,51 @@ def test_a_step_needs_no_memory_to_speak_of(gpu_backend):
     optimizer.step()
     torch.cuda.synchronize()
     assert torch.cuda.max_memory_allocated() - before <= 1 << 20
+
+
+@every_class
+def test_graph_replays_equal_eager_steps_with_a_changing_lr(gpu_backend, cls):
+    results = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        params, optimizer = warm(gpu_backend, cls, max_grad_norm=1.0, capturable=True)
+        graph = torch.cuda.CUDAGraph()
+        if captured:
+            with torch.cuda.graph(graph):
+                optimizer.step()
+        for t in range(20):
+            for p in params:
+                p.grad.copy_(torch.randn(p.shape))
+            for group in optimizer.param_groups:
+                group["lr"].fill_(0.01 / (t + 1))
+                group["weight_decay"].mul_(0.9)
+            graph.replay() if captured else optimizer.step()
+        results.append(stored(optimizer, params))
+    assert_same(*results)
+
+
+def test_steps_between_replays_follow_their_own_gradients(gpu_backend):
+    results = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        params, optimizer = warm(gpu_backend, fusedstep.LaProp, capturable=True)
+        static = [p.grad for p in params]
+        graph = torch.cuda.CUDAGraph()
+        if captured:
+            with torch.cuda.graph(graph):
+                optimizer.step()
+        for _ in range(3):
+            for p, g in zip(params, static, strict=True):
+                p.grad = g.copy_(torch.randn(p.shape))
+            graph.replay() if captured else optimizer.step()
+            fresh_gradients(params)
+            optimizer.step()
+        results.append(stored(optimizer, params))
+    assert_same(*results)
+
+
+def test_a_graph_with_a_number_in_it_is_refused(gpu_backend):
+    _, optimizer = warm(gpu_backend)
+    refused = pytest.raises(RuntimeError, match="lr is .*: a CUDA graph would keep this value")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import state_tensors
+from . import graphs, state_tensors
 from .launch import opmath_of
 from .state_tensors import Slot
 
@@ -51,7 +51,7 @@ class KeepsState(torch.optim.Optimizer):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("backend", "master_weights", "state_dtype")
+        own = ("backend", "master_weights", "state_dtype", "capturable")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -60,9 +60,12 @@ class KeepsState(torch.optim.Optimizer):
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
         self._plan, self._norm_sq, self._checked = None, None, []
+        self._captured = getattr(self, "_captured", [])
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            if self.capturable:
+                graphs.make_live(group)
 
     def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
         """Loaded states for this optimizer's parameters, by parameter."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .step_table import StepTable
 from .sums import Sums, chunk_counts
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -132,14 +133,10 @@ class Launch:
         self.slot = self._int64(self.slots[self.index])
         self.ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
 
-        # What changes from step to step stands together, so that one copy brings it all.
         size = len(numels) + 2 * len(self.groups) * self.hypers
-        self._table = torch.zeros(size, dtype=torch.int64, device=self.device)
-        self.grad, self.hyper, self.source = self._split(self._table)
-        on_host = self.device.type == "cpu"
-        self._host = self._table if on_host else torch.zeros_like(self._table, device="cpu")
-        self._sent = None if on_host else self._host.clone()
-        parts = (part.numpy() for part in self._split(self._host))
+        self.step_table = StepTable(size, self.device)
+        self.grad, self.hyper, self.source = self._split(self.step_table.device)
+        parts = (part.numpy() for part in self._split(self.step_table.host))
         self._host_grad, self._host_hyper, self._host_source = parts
         self._values: list[tuple | None] = [None] * len(self.groups)
         self._read_by_host = [False] * len(self.groups)  # tensors elsewhere: anew in each step
@@ -227,14 +224,6 @@ class Launch:
         # An empty tensor has no address, yet takes its step: any number but 0 will do.
         found = (grads[e.index] for e in self.entries)
         self._host_grad[:] = [0 if g is None else g.data_ptr() or 1 for g in found]
-
-    def send(self) -> None:
-        """Bring what has changed to the device: at most one copy."""
-        if self._sent is None or torch.equal(self._host, self._sent):
-            return
-        # Pinned memory of torch's allocator is not handed out again before the copy has ended.
-        self._table.copy_(self._host.pin_memory(), non_blocking=True)
-        self._sent.copy_(self._host)
 
 
 def address_of(tensor: torch.Tensor | None) -> int:

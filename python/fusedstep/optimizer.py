@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import checks
+from . import checks, graphs
 from .backends import BACKENDS, choose
 from .keeps_state import KeepsState
 from .launch import Access
@@ -33,6 +33,9 @@ class FusedOptimizer(KeepsState):
         master_weights: keep a float32 copy of 16-bit parameters in the state and update that.
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16; None: like the arithmetic
             (float32, or float64 for float64 parameters).
+        capturable: turn the numbers among the options named below into 0-d float64 tensors on the
+            parameters' device, so that replays of a CUDA graph follow them. Changes no result, and
+            a step can be captured without it where they are such tensors already.
 
     ``lr``, ``weight_decay``, ``eps``, ``max_grad_norm`` and betas may be floats or 0-d float32 or
     float64 tensors. Values of tensors are not checked, which would wait for the device.
@@ -60,11 +63,14 @@ class FusedOptimizer(KeepsState):
         backend: str = "auto",
         master_weights: bool = False,
         state_dtype: torch.dtype | None = None,
+        capturable: bool = False,
     ):
         checks.one_of(type(self).__name__, "state_dtype", state_dtype, (None, torch.bfloat16))
         checks.one_of(type(self).__name__, "backend", backend, ("auto", *BACKENDS))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
+        self.capturable = capturable
         self._plan: Plan | None = None
+        self._captured: list[tuple] = []  # what CUDA graphs read in their replays
         self._norm_sq: torch.Tensor | None = None
         self._checked: list[tuple] = []  # variant and hyper-parameters of groups that passed
         self._rows: list[tuple] = []  # the hyper-parameters alone
@@ -132,11 +138,8 @@ class FusedOptimizer(KeepsState):
             ValueError, TypeError, RuntimeError, NotImplementedError: a gradient, parameter or
                 hyper-parameter that kernels cannot serve. Raised before anything is written.
         """
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "optimizer.step() was called while a CUDA graph is being captured, which is not "
-                "supported yet. Capture forward and backward, and step outside of the graph."
-            )
+        if capturing := graphs.capturing():
+            graphs.check(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -146,6 +149,8 @@ class FusedOptimizer(KeepsState):
         plan, now, listed = self._plan, None, self.backend == "reference"
         if plan is not None and plan.keeps(self.state):
             now = plan.collect(groups, listed)
+        if capturing:
+            graphs.check_plan(self, plan if now else None)
         if now is None:
             self._plan, plan = None, make_plan(self)
             now = plan.collect(groups, listed)
@@ -157,12 +162,14 @@ class FusedOptimizer(KeepsState):
         present, grads = now
         if present:
             self._plan = None  # until the step is done: what stops it may leave sums half done
-            self._run(plan, rows, grads)
+            self._run(plan, rows, grads, capturing)
         if not plan.touched:
             self._plan = plan
         return loss
 
-    def _run(self, plan: Plan, rows: list[tuple], grads: list | None) -> None:
+    def _run(
+        self, plan: Plan, rows: list[tuple], grads: list | None, capturing: bool = False
+    ) -> None:
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         checks.amp_tensor("grad_scale", grad_scale)
@@ -175,7 +182,11 @@ class FusedOptimizer(KeepsState):
             for launch in plan.launches:
                 for row, group in enumerate(launch.groups):
                     launch.set_hypers(row, rows[group])
-                launch.send()
+                if capturing:
+                    table = launch.step_table.capture()
+                    self._captured.append((plan, rows, grad_scale, found_inf, table))
+                else:
+                    launch.step_table.send()
                 launch.grads = grads
                 launch.grad_scale = _amp_tensor(grad_scale, launch.device)
                 launch.found_inf = _amp_tensor(found_inf, launch.device)
@@ -256,6 +267,8 @@ class FusedOptimizer(KeepsState):
         except Exception:
             self.param_groups.pop()
             raise
+        if self.capturable:
+            graphs.make_live(self.param_groups[-1])
 
 
 def _same_rows(rows: list[tuple], others: list[tuple]) -> bool:

@@ -1,0 +1,84 @@
+"""CUDA graphs: what a step that is being captured needs, and what a replay then follows.
+
+A captured step reads its tables, counts and 0-d tensors anew in every replay; what the host decides
+is decided once, during capture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+    from .plan import Plan
+
+
+def capturing() -> bool:
+    """Whether torch's current stream records a CUDA graph instead of running."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def on_gpu(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type == "cuda"
+
+
+def is_live(name: str) -> bool:
+    """Whether a group's option is one that training changes on its way."""
+    return name in ("lr", "weight_decay", "eps", "max_grad_norm") or name.startswith("beta")
+
+
+def live_numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's live options, pairs taken apart, that are not None."""
+    found = {}
+    for name, value in group.items():
+        if is_live(name) and isinstance(value, (tuple, list)):
+            found |= {f"{name}[{i}]": part for i, part in enumerate(value)}
+        elif is_live(name) and value is not None:
+            found[name] = value
+    return found
+
+
+def make_live(group: dict[str, Any]) -> None:
+    """Turn a group's live numbers into 0-d float64 tensors beside its parameters."""
+    device = next((p.device for p in group["params"]), None)
+
+    def tensor(value):
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        return None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
+
+    for name, value in group.items():
+        if is_live(name):
+            several = isinstance(value, (tuple, list))
+            group[name] = type(value)(map(tensor, value)) if several else tensor(value)
+
+
+def check(optimizer: FusedOptimizer) -> None:
+    """Raise where a replay would not follow a hyper-parameter, or not take the step at all."""
+    for g, group in enumerate(optimizer.param_groups):
+        where = optimizer.where(g)
+        for p in group["params"]:
+            if p.grad is not None and not on_gpu(p):
+                raise RuntimeError(
+                    f"{where} has a parameter on {p.device}: a CUDA graph records work of a GPU "
+                    f"only, and no replay would update it. Step such parameters outside of it."
+                )
+        for name, value in live_numbers(group).items():
+            if not on_gpu(value):
+                raise RuntimeError(
+                    f"{where}: {name} is {value!r}: a CUDA graph would keep this value in all of "
+                    f"its replays. Make it a 0-d tensor on the GPU before the capture, for example "
+                    f"by building the optimizer with capturable=True."
+                )
+
+
+def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
+    """Raise where the step would have to be planned during capture."""
+    if plan is None or not all(launch.step_table.can_capture() for launch in plan.launches):
+        raise RuntimeError(
+            f"{type(optimizer).__name__}: this step has to be planned, which a CUDA graph cannot "
+            f"record. Take a step outside of the graph, with gradients for the same parameters, "
+            f"right before the capture; sparse gradients cannot be captured."
+        )

@@ -1,0 +1,132 @@
+"""CUDA graphs, as far as they can be tested without a GPU; replays are in test_gpu.py."""
+
+import copy
+import pickle
+
+import fusedstep
+import pytest
+import torch
+from fusedstep import graphs
+from fusedstep.step_table import StepTable
+
+from tests.training import assert_same, every_class, give_gradients, model, stored, train
+
+
+@every_class
+def test_capturable_changes_no_bit_and_schedulers_fill_its_tensors(cls):
+    results = []
+    for capturable in (False, True):
+        params = model()
+        optimizer = cls(params, max_grad_norm=1.0, capturable=capturable)
+        lr = optimizer.param_groups[0]["lr"]
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for t in range(3):
+            give_gradients(params, t)
+            optimizer.step()
+            scheduler.step()
+        assert (optimizer.param_groups[0]["lr"] is lr) == capturable
+        results.append(stored(optimizer, params))
+    assert_same(*results)
+
+
+@every_class
+def test_capturable_makes_every_live_number_a_tensor(cls):
+    optimizer = cls(model(), max_grad_norm=1.0, capturable=True)
+    optimizer.add_param_group({"params": model(), "lr": 0.25, "weight_decay": 0.0})
+    assert optimizer.param_groups[1]["lr"].item() == 0.25
+    copies = [optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    loaded = cls(model(), max_grad_norm=1.0, capturable=True)
+    loaded.load_state_dict(cls(model(), max_grad_norm=1.0).state_dict())  # saved as numbers
+    for each in [*copies, loaded]:
+        for group in each.param_groups:
+            numbers = graphs.live_numbers(group)
+            assert {"lr", "weight_decay", "max_grad_norm"} <= set(numbers)
+            assert all(isinstance(n, torch.Tensor) and n.ndim == 0 for n in numbers.values())
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "betas[1]", "max_grad_norm"])
+def test_capturing_a_number_is_refused_by_name(name, monkeypatch):
+    monkeypatch.setattr(graphs, "capturing", lambda: True)
+    monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+    params = model()
+    optimizer = fusedstep.AdamW(params, max_grad_norm=1.0, capturable=True)
+    group = optimizer.param_groups[0]
+    if name == "betas[1]":
+        group["betas"] = (group["betas"][0], 0.875)
+    else:
+        group[name] = 0.875
+    give_gradients(params)
+    before = stored(optimizer, params)
+    with pytest.raises(RuntimeError, match=r"group 0: .* is 0.875: .* capturable=True") as error:
+        optimizer.step()
+    assert name in str(error.value)
+    assert_same(stored(optimizer, params), before)
+
+
+def test_capturing_a_step_of_cpu_parameters_is_refused(monkeypatch):
+    monkeypatch.setattr(graphs, "capturing", lambda: True)
+    params = model()
+    optimizer = fusedstep.AdamW(params, capturable=True)
+    give_gradients(params)
+    with pytest.raises(RuntimeError, match="group 0 has a parameter on cpu: .* no replay"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("planned", [False, True], ids=["no step yet", "gradients of others"])
+def test_capturing_a_step_that_has_to_be_planned_is_refused(planned, monkeypatch):
+    params = model()
+    optimizer = fusedstep.AdamW(params, capturable=True)
+    if planned:
+        give_gradients(params[1:])
+        optimizer.step()
+    give_gradients(params)
+    before = stored(optimizer, params)
+    monkeypatch.setattr(graphs, "capturing", lambda: True)
+    monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+    with pytest.raises(RuntimeError, match="AdamW: .* planned.* outside of the graph"):
+        optimizer.step()
+    assert_same(stored(optimizer, params), before)
+    monkeypatch.undo()
+    train(optimizer, params, 2)  # and outside of the graph it goes on
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """A table that believes its device to be elsewhere."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    table = StepTable(3, torch.device("cpu"))
+    table.shared, table.host = False, torch.zeros(3, dtype=torch.int64)
+    return table
+
+
+def write(table, *values):
+    table.host.copy_(torch.tensor(values))
+
+
+def test_a_table_is_sent_where_it_changed(table):
+    write(table, 1, 2, 3)
+    table.send()
+    assert table.device.tolist() == [1, 2, 3]
+    table.device.zero_()
+    table.send()  # nothing has changed
+    assert table.device.tolist() == [0, 0, 0]
+    write(table, 1, 2, 4)
+    table.send()
+    assert table.device.tolist() == [1, 2, 4]
+
+
+def test_a_replay_brings_its_own_table_and_later_steps_theirs(table):
+    assert not table.can_capture()
+    write(table, 1, 1, 1)
+    table.send()
+    assert table.can_capture()
+    write(table, 2, 2, 2)
+    captured = table.capture()
+    assert not table.can_capture(), "a second capture must not write into the first's memory"
+    write(table, 3, 3, 3)
+    for _ in range(2):
+        table.send()  # though the host has not changed it
+        assert table.device.tolist() == [3, 3, 3]
+        table.device.copy_(captured)  # what a replay does
+        assert table.device.tolist() == [2, 2, 2]
+    assert table.can_capture()
