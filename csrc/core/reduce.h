@@ -19,6 +19,14 @@ FUSEDSTEP_HD double square(T x) {
   return double(x) * double(x);
 }
 
+// Lanes that a sequence of n terms reaches, as a power of two. The others hold +0, which changes no
+// sum of squares: they need not be folded.
+FUSEDSTEP_HD int lanes_for(std::int64_t n) {
+  int lanes = 1;
+  while (lanes < kLanes && lanes < n) lanes *= 2;
+  return lanes;
+}
+
 // Folds values[0, n) by halving until `left` of them remain; n and left are powers of two.
 FUSEDSTEP_HD void fold(double* values, int n, int left) {
   for (int half = n / 2; half >= left; half /= 2)

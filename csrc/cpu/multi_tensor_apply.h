@@ -179,25 +179,31 @@ class LastPrologue {
   double carried_[kMaxCarried] = {};
 };
 
+// The chunk's place in `partial`; columns are `slots` apart.
+inline double* partial_of(const Launch& launch, const Chunk& chunk) {
+  return launch.partial + launch.slot[chunk.tensor] + chunk.index;
+}
+
 template <class Rule>
 void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& chunk,
                  Scratch<Rule>& scratch) {
-  if constexpr (Rule::kEmits)
-    for (auto& lanes : scratch.lanes)
-      for (double& lane : lanes) lane = 0.0;
   const std::int64_t begin = chunk.index * kChunk;
   const std::int64_t numel = launch.numel[chunk.tensor];
   const std::int64_t end = begin + kChunk < numel ? begin + kChunk : numel;
+  const int lanes = lanes_for(end - begin);
+  if constexpr (Rule::kEmits)
+    for (int k = 0; k < Rule::kSums; ++k)
+      for (int l = 0; l < lanes; ++l) scratch.lanes[k][l] = 0.0;
   for (std::int64_t offset = begin; offset < end; offset += kBlock) {
     const std::int64_t left = end - offset;
     apply_block<Rule>(launch, now, chunk.tensor, offset, int(left < kBlock ? left : kBlock),
                       scratch);
   }
-}
-
-// The chunk's place in `partial`; columns are `slots` apart.
-inline double* partial_of(const Launch& launch, const Chunk& chunk) {
-  return launch.partial + launch.slot[chunk.tensor] + chunk.index;
+  if constexpr (Rule::kEmits)
+    for (int k = 0; k < Rule::kSums; ++k) {
+      fold(scratch.lanes[k], lanes, 1);
+      partial_of(launch, chunk)[k * launch.slots] = scratch.lanes[k][0];
+    }
 }
 
 // Counts the launch's chunks in, and sums every segment that is complete.
@@ -211,10 +217,12 @@ void finish_sums(const Launch& launch) {
     for (int k = 0; k < Rule::kSums; ++k) {
       const double* partial = launch.partial + k * launch.slots;
       const std::int64_t begin = launch.segment_begin[segment];
-      double lanes[kLanes] = {};
-      for (std::int64_t s = begin; s < launch.segment_begin[segment + 1]; ++s)
-        lanes[(s - begin) % kLanes] += partial[s];
-      fold(lanes, kLanes, 1);
+      const std::int64_t end = launch.segment_begin[segment + 1];
+      const int count = lanes_for(end - begin);
+      double lanes[kLanes];
+      for (int l = 0; l < count; ++l) lanes[l] = 0.0;
+      for (std::int64_t s = begin; s < end; ++s) lanes[(s - begin) % kLanes] += partial[s];
+      fold(lanes, count, 1);
       sums[k] = lanes[0];
     }
     if (Rule::kCounted && sums[Rule::kSums - 1] == 0.0) continue;
@@ -240,11 +248,6 @@ void apply(const Launch& launch, int threads) {
         continue;
       }
       apply_chunk<Rule>(launch, last.of(launch, chunk.tensor), chunk, scratch);
-      if constexpr (Rule::kEmits)
-        for (int k = 0; k < Rule::kSums; ++k) {
-          fold(scratch.lanes[k], kLanes, 1);
-          partial_of(launch, chunk)[k * launch.slots] = scratch.lanes[k][0];
-        }
     }
   }
   const FloatEnvironment environment;

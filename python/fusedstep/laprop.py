@@ -37,7 +37,7 @@ class LaProp(FusedOptimizer):
         centered: divide by the variance instead of the second moment, Centered LaProp.
         centered_start: number of steps before centring begins.
         form: ``"paper"`` (Algorithms 1 to 4) or ``"released"`` (the authors' code).
-        maximize, max_grad_norm, backend, master_weights, state_dtype: see
+        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
             :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` (centered: ``grad_mean``, ``grad_var``) and

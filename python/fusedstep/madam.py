@@ -33,7 +33,7 @@ class MAdam(FusedOptimizer):
             about 1e-6.
         beta2_init: beta at t = 1; None: hi, or 0.9 where hi = 1.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
-        maximize, max_grad_norm, backend, master_weights, state_dtype: see
+        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
             :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     State: ``step`` int64; ``exp_avg``, ``grad_mean`` (u), ``grad_var`` (v - u^2), ``beta_prod``

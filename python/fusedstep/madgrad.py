@@ -32,7 +32,7 @@ class MADGRAD(FusedOptimizer):
         decoupled_weight_decay: subtract ``lr wd p`` after the step instead of adding ``wd p`` to
             the gradient.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
-        maximize, max_grad_norm, backend, master_weights, state_dtype: see
+        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
             :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0 and
