@@ -83,7 +83,8 @@ ctest: $(VENV)/installed
 # Python is not built with ASan, so ASan has to be loaded first; and torch does not free at exit.
 # The emulated kernels run in race_test. Left out: what repeats the same kernels for minutes.
 CORE := tests/test_bits.py tests/test_layout.py tests/test_plan.py tests/test_state.py \
-        tests/test_sums.py tests/test_amp.py tests/test_sizes.py::test_a_chunk_beyond_32_bits_is_found
+        tests/test_sums.py tests/test_amp.py \
+        tests/test_sizes.py::test_a_chunk_beyond_32_bits_is_found
 sanitize: export FUSEDSTEP_SANITIZE := address,undefined
 sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: $(VENV)/built
@@ -91,7 +92,8 @@ sanitize: $(VENV)/built
 	ctest --test-dir build/sanitized --output-on-failure
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -m pytest --numprocesses 2 \
-	  -k "not triton and not emulated and not bitwise and not has_its_dtype and not lanes" $(CORE) $(ARGS)
+	  -k "not triton and not emulated and not bitwise and not has_its_dtype and not lanes" \
+	  $(CORE) $(ARGS)
 
 # Uses the machine's own python, where torch for its GPU is.
 gpu-check:

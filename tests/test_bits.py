@@ -11,11 +11,13 @@ import torch
 from fusedstep import testing
 from fusedstep.testing import CASES, MODES, SHAPES
 
+from tests import emulation
 from tests.conftest import TESTED_BACKENDS, device_of
 
-# Run by threads that stand for a GPU's, interpreted, or compiled for each combination: every case,
-# mode and shape set is there, but not every combination. `pytest --full-matrix` adds the rest.
-SLOW = {"cuda-emulated", "triton"}
+# Run by threads that stand for a GPU's, interpreted, compiled for each combination, or sanitized:
+# every case, mode and shape set is there, but not every combination. `pytest --full-matrix` adds
+# the rest.
+SLOW = {"cuda-emulated", "triton", *(["cpu"] if emulation.SANITIZERS else [])}
 # cases that see more: two states, the most states, sums by group, two passes and clipping
 WITNESSES = ("adamw", "lamadam-released-amsgrad", "avagrad-released", "lamb")
 EXTREMES = ("f32", "bf16-grad32-master-state16")  # modes that see every shape set
