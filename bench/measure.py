@@ -18,7 +18,7 @@ from .device import Clock, yardstick
 from .parameter_sets import ParameterSet
 
 WARM_UP, FEWEST = 3, 5
-PATIENCE = 20.0  # seconds after which a comparison ends, if it has the fewest rounds
+PATIENCE = 10.0  # seconds after which a comparison ends, if it has the fewest rounds
 REBUILDS = 7  # a plan is built anew this often
 SPARE = 0.95  # of the free memory may be taken
 
