@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -141,13 +140,6 @@ Clock = Cpu | Cuda
 
 def clock(device: torch.device) -> Clock:
     return Cpu() if device.type == "cpu" else Cuda()
-
-
-def yardstick(clock: Clock, rounds: int = 11) -> float:
-    """Bytes per second that the device moves at its best."""
-    step = clock.yardstick_step()
-    times = [clock.seconds(step) for _ in range(rounds + 2)][2:]
-    return clock.BYTES / statistics.median(times)
 
 
 def _kibibytes(file: str, entry: str) -> int:

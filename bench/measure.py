@@ -1,4 +1,7 @@
-"""Times of steps, each contender and torch's fused AdamW taking turns: A B A B in one process."""
+"""Times of steps: each contender, torch's fused AdamW and the yardstick take turns in one process.
+
+So all three feel alike what else the machine does, and their ratios stay.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 
 from . import peers, roofline
 from .contenders import OURS, Contender, fade
-from .device import Clock, yardstick
+from .device import Clock
 from .parameter_sets import ParameterSet
 
 WARM_UP, FEWEST = 3, 5
@@ -137,23 +140,19 @@ class Run:
 
 def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:
     """Measure every task; yields each before it begins, for a progress bar."""
-    threads_before = torch.get_num_threads()
+    threads_before, roof = torch.get_num_threads(), clock.yardstick_step()
     try:
         for (_, _, threads), group in groupby(tasks, lambda task: task.against):
             torch.set_num_threads(threads)
-            begun, known = len(run.rows), {"yardstick_before": yardstick(clock)}
-            try:
-                yield from _compare(run, list(group), clock, rounds)
-            finally:
-                known["yardstick_after"] = yardstick(clock)
-                for row in run.rows[begun:]:
-                    row |= {**known, "yardstick": statistics.mean(known.values())}
+            yield from _compare(run, list(group), clock, roof, rounds)
     finally:  # also of a run that was interrupted
         torch.set_num_threads(threads_before)
         fill_ratios(run.rows)
 
 
-def _compare(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:
+def _compare(
+    run: Run, tasks: list[Task], clock: Clock, roof: Callable[[], object], rounds: int
+) -> Iterator[Task]:
     """Measure tasks that share a baseline."""
     baseline, other = peers.baseline(tasks[0].contender.mode), None
     for task in tasks:
@@ -170,7 +169,7 @@ def _compare(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator
                     continue
                 other = other or Side(baseline, task.parameter_set, clock)
                 side = Side(task.contender, task.parameter_set, clock)
-                run.rows += _rows(task, side, other, rounds)
+                run.rows += _rows(task, side, other, roof, rounds)
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]
             run.failed[task.label] = f"{type(error).__name__}: {first_line}"
@@ -178,17 +177,23 @@ def _compare(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator
         clock.tidy()
 
 
-def _rows(task: Task, side: Side, other: Side, rounds: int) -> list[dict[str, Any]]:
+def _rows(
+    task: Task, side: Side, other: Side, roof: Callable[[], object], rounds: int
+) -> list[dict[str, Any]]:
     clock, small = side.clock, task.parameter_set.small
     for each in (side, other):
         each.start()
     rows = []
     for phase, method in (HOST_PHASES if small else DEVICE_PHASES).items():
         turns = REBUILDS if phase in ("first", "loaded") else rounds * (10 if small else 1)
-        own, theirs = take_turns([partial(method, each) for each in (side, other)], turns)
+        sides = [partial(method, each) for each in (side, other)]
+        yardsticks = [partial(clock.seconds, roof)] if phase in DEVICE_PHASES else []
+        own, theirs, *best = take_turns([*sides, *yardsticks], turns)
         rows.append({**_identity(task, clock), "phase": phase, **_spread(own)})
         rows[-1]["baseline_seconds"] = statistics.median(theirs)
         rows[-1]["baseline_bytes"] = roofline.bytes_moved(other.optimizer)
+        if best:
+            rows[-1]["yardstick"] = clock.BYTES / statistics.median(best[0])
     facts = {
         "bytes": roofline.bytes_moved(side.optimizer, task.contender.fades),
         "held_bytes": roofline.held(side.optimizer),

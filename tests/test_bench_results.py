@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import growth, measure, plots, results, tables
+from bench import contenders, device, growth, measure, plots, results, tables
 from bench import self_check as checking
 from bench.measure import Side
 from bench.parameter_sets import AXES, parse
@@ -44,6 +44,20 @@ def test_ratios():
     assert rows[1]["vs_torch_fused"] == 1.0 and "fastest_peer" not in rows[1]
     assert rows[4]["vs_torch_fused"] == 3.0
     assert "yardstick_share" not in rows[4] and "fastest_peer" not in rows[4]
+
+
+def test_the_yardstick_takes_turns(monkeypatch):
+    """A machine that becomes ten times as slow leaves the share of the yardstick."""
+    clock = device.Cpu()
+    contender = contenders.ours("adamw", "cpu", contenders.MODES["f32"])[0]
+    (chosen,) = parse("1x1000")
+    shares = []
+    for busy in (1.0, 10.0):
+        monkeypatch.setattr(clock, "seconds", lambda step, busy=busy: (step(), busy)[1])
+        run = measure.Run()
+        list(measure.measure(run, [measure.Task(chosen, contender, 1)], clock, 3))
+        shares.append(run.rows[0]["yardstick_share"])
+    assert shares[0] == shares[1] == 28 * 1000 / clock.BYTES
 
 
 def test_turns_are_fair_and_end():
