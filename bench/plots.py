@@ -121,7 +121,10 @@ def cost(rows: Rows, path: Path) -> bool:
         for place, unit in zip(
             grid[:, column], ("ms per step", "MB held at the peak"), strict=True
         ):
-            place.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
+            low, high = place.dataLim.intervaly  # level rows stay level, whatever their last digits
+            place.set(
+                xscale="log", yscale="log", xlabel=axis, ylabel=unit, ylim=(low / 2, high * 2)
+            )
         grid[0][column].set_title(f"lines: a + b {axis}", fontsize=9)
     labels = {}
     for place in grid[0]:
