@@ -31,7 +31,7 @@ struct RuleDefaults {
   static constexpr int kFading = -1;  // the state that, once zero everywhere, stays zero, or -1
   static constexpr int kSums = 0;
   static constexpr bool kEmits = false;
-  // The last sum counts those who took part: where it is 0, a segment's sums stay as they were.
+  // The last sum counts those who took part, 1 or 0 each: where it is 0, a segment's sums stay.
   static constexpr bool kCounted = false;
   static constexpr bool kKeepsAbsent = false;  // a tensor without a gradient keeps its share
   // Memory. Who moves no parameter takes no step: counts and carried scalars stay.

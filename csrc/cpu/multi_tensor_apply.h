@@ -145,6 +145,14 @@ void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t t
     for (int k = 0; k < Rule::kSums; ++k) {
       double* lanes = scratch.lanes[k] + offset % kLanes;
       const T* out = scratch.out[k];
+      if (Rule::kCounted && k == Rule::kSums - 1) {
+        // Ones and zeros, whose sums are exact in any order and any lane.
+        T count = 0;
+#pragma omp simd reduction(+ : count)
+        for (int i = 0; i < n; ++i) count += out[i];
+        lanes[0] = lanes[0] + count;
+        continue;
+      }
 #pragma omp simd
       for (int i = 0; i < n; ++i) lanes[i] = lanes[i] + square(out[i]);
     }
