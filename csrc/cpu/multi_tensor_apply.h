@@ -10,6 +10,7 @@
 #include "core/registry.h"
 #include "cpu/float_environment.h"
 #include "cpu/pack.h"
+#include "cpu/widen.h"
 
 #define FUSEDSTEP_STRING_(x) #x
 #define FUSEDSTEP_STRING(x) FUSEDSTEP_STRING_(x)
@@ -20,36 +21,23 @@ inline namespace FUSEDSTEP_LEVEL {
 constexpr int kBlock = 256;                      // elements between widening and narrowing
 constexpr std::int64_t kSerialElements = 32768;  // below this, waking threads costs more
 
-template <class T, class Memory>
-void widen_block(T* to, const void* from, std::int64_t offset, int n) {
-  const Memory* memory = static_cast<const Memory*>(from) + offset;
-#pragma omp simd
-  for (int i = 0; i < n; ++i) to[i] = widen<T>(memory[i]);
-}
-
-template <class T, class Memory>
-void narrow_block(const T* from, void* to, std::int64_t offset, int n) {
-  Memory* memory = static_cast<Memory*>(to) + offset;
-#pragma omp simd
-  for (int i = 0; i < n; ++i) narrow(from[i], memory[i]);
-}
-
 // One column of a block: where it is opmath already, the memory itself, else `scratch`, filled.
 template <class T>
 T* open_block(DType dtype, std::uint64_t address, std::int64_t offset, int n, T* scratch) {
-  void* memory = pointer<void>(address);
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (dtype == DType::bf16) return widen_block<T, bf16>(scratch, memory, offset, n), scratch;
-    if (dtype == DType::f16) return widen_block<T, f16>(scratch, memory, offset, n), scratch;
+    if (dtype == DType::bf16)
+      return widen_block(scratch, pointer<const bf16>(address) + offset, n), scratch;
+    if (dtype == DType::f16)
+      return widen_block(scratch, pointer<const f16>(address) + offset, n), scratch;
   }
-  return static_cast<T*>(memory) + offset;
+  return pointer<T>(address) + offset;
 }
 
 template <class T>
 void close_block(DType dtype, const T* block, std::uint64_t address, std::int64_t offset, int n) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (dtype == DType::bf16) narrow_block<T, bf16>(block, pointer<void>(address), offset, n);
-    if (dtype == DType::f16) narrow_block<T, f16>(block, pointer<void>(address), offset, n);
+    if (dtype == DType::bf16) narrow_block(block, pointer<bf16>(address) + offset, n);
+    if (dtype == DType::f16) narrow_block(block, pointer<f16>(address) + offset, n);
   }
 }
 
