@@ -54,7 +54,9 @@ bench: $(VENV)/built build/peers
 
 bench-quick: $(VENV)/built
 	$(BENCH) self-check --threads 1
-	$(BENCH) --set 4x1000000 --dtype f32 bf16 --rounds 5 --plot --out build/bench-quick.json $(ARGS)
+	$(BENCH) --set 4x1000000 --dtype f32 bf16 --rounds 5 --gate 0.8 --plot \
+	  --out build/bench-quick.json $(ARGS)
+	$(BENCH) --set tiny --algorithms adamw --rounds 5 --gate 0.8 --out build/bench-tiny.json $(ARGS)
 
 audit: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/audit $(ARGS)

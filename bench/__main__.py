@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=11, help="turns; ten times as many for hosts")
     parser.add_argument("--threads", nargs="+", help="numbers of CPU threads; default: torch's")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="also as .csv")
+    parser.add_argument(
+        "--gate",
+        type=float,
+        default=0.0,
+        metavar="RATIO",
+        help="fail where our AdamW is slower than this share of torch's fused",
+    )
     parser.add_argument("--plot", action="store_true", help="pictures, beside --out")
     parser.add_argument("--record", action="store_true", help="merge rows into bench/results/")
     chosen = parser.parse_args(arguments)
@@ -147,6 +155,16 @@ def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: 
         console.print(f"pictures: {', '.join(map(str, pictures)) or 'none for these rows'}")
 
 
+def slower(rows: list[dict], gate: float) -> Iterator[str]:
+    """A line for each step of our AdamW that is slower than ``gate`` of torch's fused one."""
+    for row in rows:
+        if row["maker"] == contenders.OURS and row["algorithm"] == "AdamW":
+            share = row["vs_torch_fused"]
+            if row["phase"] in ("step", "fresh", "unchanged") and share < gate:
+                where = f"{row['set']}, {row['dtype']}, {row['backend']}, {row['phase']}"
+                yield f"below the gate of {gate}: AdamW, {where}: {share:.2f} of torch's fused"
+
+
 def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = options(arguments)
@@ -172,8 +190,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     done = run(tasks, clock, chosen.rounds)
     report(done, chosen, where, command)
+    too_slow = list(slower(done.rows, chosen.gate))
+    print(*too_slow, sep="\n", end="\n" if too_slow else "")
     ours_failed = any(label.startswith(contenders.OURS) for label in done.failed)
-    return 1 if ours_failed or not done.rows else 0
+    return 1 if ours_failed or too_slow or not done.rows else 0
 
 
 if __name__ == "__main__":

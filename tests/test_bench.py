@@ -196,3 +196,11 @@ def test_one_that_fails_is_told_and_the_others_are_measured(tmp_path, capsys, mo
     assert "failed: timm AdamW f32 2x8: AttributeError: module 'torch.optim'" in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("gate, status", [(0.0, 0), (1000.0, 1)])
+def test_the_gate_fails_where_adamw_is_slower(gate, status, tmp_path, capsys):
+    small = ["--set", "3x100", "--algorithms", "adamw", "--peers", "none", "--rounds", 2]
+    assert bench(tmp_path, *small, "--gate", gate)[0] == status
+    below = [line for line in capsys.readouterr().out.splitlines() if "below the gate" in line]
+    assert len(below) == 2 * status  # fresh and unchanged gradients

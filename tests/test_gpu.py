@@ -142,3 +142,16 @@ def test_a_graph_with_a_number_in_it_is_refused(gpu_backend):
     refused = pytest.raises(RuntimeError, match="lr is .*: a CUDA graph would keep this value")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
         optimizer.step()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds one CUDA device")
+def test_parameters_on_another_device_are_stepped_there(gpu_backend):
+    case = testing.Case("madam", fusedstep.MAdam)
+    want = testing.run(case, testing.MODES[0], "chunk", gpu_backend, "cuda:0")
+    stream = torch.cuda.Stream("cuda:1")
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        with torch.cuda.device(0):
+            got = testing.run(case, testing.MODES[0], "chunk", gpu_backend, "cuda:1")
+            assert torch.cuda.current_device() == 0
+    assert not testing.differences(got, want)
