@@ -2,6 +2,7 @@
 
 import gc
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,20 @@ def test_a_step_needs_no_memory_to_speak_of(cls):
     before = peak_memory()
     optimizer.step()
     assert peak_memory() - before <= 1 << 20
+
+
+@every_class
+def test_a_first_step_takes_time_in_proportion_to_the_tensors(cls):
+    def first_step(tensors):
+        times = []
+        for _ in range(2):
+            params = model(*[(4,)] * tensors)
+            give_gradients(params)
+            optimizer = cls(params)
+            begin = time.perf_counter()
+            optimizer.step()
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    first_step(10)
+    assert first_step(1600) < 3 * 16 * first_step(100)  # 256 times as long if it were quadratic

@@ -79,8 +79,7 @@ class MADGRAD(FusedOptimizer):
 
     def state_layout(self, p, group):
         layout = super().state_layout(p, group)
-        states = (self.state.get(q, {}) for g in self.param_groups for q in g["params"])
-        count = next((state["step"] for state in states if "step" in state), 0)
+        count = next((state["step"] for state in self.state.values() if "step" in state), 0)
         layout["step"] = layout["step"]._replace(fill=count)  # one k for all
         return layout
 
