@@ -7,13 +7,15 @@ SOURCES := $(shell find csrc kernels cmake -type f -not -name '*.py' -not -name 
 
 $(VENV)/built test bench audit ctest sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help pretrain test bench bench-quick lint format audit ctest sanitize gpu-check clean
+.PHONY: help pretrain test bench bench-quick papers papers-quick lint format audit ctest sanitize gpu-check clean
 
 help:
 	@echo "make pretrain   pretrain a small BERT on real text; options: ARGS=\"--optimizer lamadam\""
 	@echo "make test       all tests; options: ARGS=\"-k madam\""
 	@echo "make bench      all measurements of this machine, with peers; options: ARGS=--record"
 	@echo "make bench-quick  every algorithm on small sets, in a minute or two"
+	@echo "make papers     the papers' own experiments: docs/papers.md; options: ARGS=\"--only 1 4\""
+	@echo "make papers-quick  smaller ones, in minutes; fails where a claim fails"
 	@echo "make lint       ruff and clang-format, as CI checks them (make format: apply them)"
 	@echo "make audit      compile all GPU kernels offline and search their code"
 	@echo "make ctest      the native code alone, without torch: emulated CUDA against the CPU"
@@ -57,6 +59,13 @@ bench-quick: $(VENV)/built
 	$(BENCH) --set 4x1000000 --dtype f32 bf16 --rounds 5 --gate 0.8 --plot \
 	  --out build/bench-quick.json $(ARGS)
 	$(BENCH) --set tiny --algorithms adamw --rounds 5 --gate 0.8 --out build/bench-tiny.json $(ARGS)
+
+papers: $(VENV)/built
+	$(BENCH).papers $(ARGS)
+
+papers-quick: $(VENV)/built
+	rm -f build/papers-quick.json
+	$(BENCH).papers --quick $(ARGS)
 
 audit: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/audit $(ARGS)

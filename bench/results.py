@@ -154,7 +154,8 @@ def record(content: dict[str, Any], folder: Path = OF_RECORD) -> Path:
 
 def of_record(folder: Path = OF_RECORD) -> dict[str, dict[str, Any]]:
     """Every machine's results of record."""
-    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    files = [path for path in sorted(folder.glob("*.json")) if path.stem != "papers"]
+    return {path.stem: read(path) for path in files}
 
 
 def _read(file: str | Path) -> str:

@@ -1,0 +1,246 @@
+"""AvaGrad's grid: learning rate by eps, which Adam couples."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from itertools import product
+
+import fusedstep
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .experiment import Claim, Row, Table, Task, number
+from .networks import Networks, cross_entropy, digits
+from .plotting import colour
+
+NUMBER = 8
+TITLE = "Learning rate by eps"
+PAPER = "AvaGrad, figure 1, sections 6 and 7"
+CLAIM = """\
+Adam's best learning rate follows eps, so good pairs lie on a diagonal of the grid; AvaGrad's
+best rate is the same for all eps, so that the two can be searched one after the other, in far
+fewer trials. With a large eps, adaptive methods are as good as with a small one or better."""
+SETTING = """\
+A convolutional network (3x3 to 8 channels, 2x2 mean, 3x3 to 16, 2x2 mean, linear) on
+scikit-learn's digits in place of CIFAR, batches of 32, 150 steps, constant rates, no decay, no
+schedule; Adam and AvaGrad with betas (0.9, 0.999). Numbers are held-out losses, the mean over
+seeds. A search is random over all pairs of the grid, or by coordinates: from a random eps all
+rates, at the best of them all eps, then anew; its regret is the mean of 300 searches."""
+WHY = """\
+AvaGrad does what it promises: its column of rates is nearly the same for all eps, and a search
+by coordinates pays. Two reservations. Below eps = 1e-4 one of the three networks does not learn
+at any rate: a few nearly silent channels have second moments whose root is a thousandth of the
+others', ten of its weights make nine tenths of the norm of the rates, and all others hardly
+move. They are not 0, so `skip_zero_second_moment=True` (the last columns) does not help; a
+larger eps does. And Adam with a large eps is not better here than with a small one; the paper
+finds that on ImageNet and CIFAR, where SGD is the method to beat."""
+SEEDS = 3
+SIZE = (10, 3.4)
+RATES = [10 ** (i / 2) for i in range(-8, 7)]
+EPSILONS = [1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]
+QUICK_RATES, QUICK_EPSILONS = [0.01, 0.1, 1.0, 10.0], [1e-4, 1e-2, 1.0, 100.0]
+BATCH = 32
+SKIPS = "AvaGrad, zeros left out"
+SEARCHES, TRIALS = 300, 60
+
+
+class ConvNets(Networks):
+    """[lines, runs] networks. A convolution is a product with patches."""
+
+    def __init__(self, lines: int, runs: int):
+        self.shape, self.tensors = (lines, runs), []
+        generator = torch.Generator().manual_seed(0)
+        for fan_in, fan_out in ((9, 8), (72, 16), (64, 10)):
+            weight = torch.randn(runs, fan_in, fan_out, generator=generator)
+            self._add(weight * (2 / fan_in) ** 0.5)
+            self._add(torch.zeros(runs, 1, fan_out))
+
+    def logits(self, images: Tensor) -> Tensor:
+        lines, runs = self.shape
+        w1, b1, w2, b2, w3, b3 = (tensor.x for tensor in self.tensors)
+        n = images.shape[-2]
+        x = F.unfold(images.reshape(-1, 1, 8, 8), 3, padding=1)  # [.., 9, 64]
+        x = x.transpose(1, 2).reshape(*images.shape[:-2], n * 64, 9)
+        x = F.relu(x @ w1 + b1).view(lines, runs, n, 4, 2, 4, 2, 8).mean((4, 6))
+        x = x.reshape(-1, 4, 4, 8).permute(0, 3, 1, 2)
+        x = F.unfold(x, 3, padding=1).transpose(1, 2).reshape(lines, runs, n * 16, 72)
+        x = F.relu(x @ w2 + b2).view(lines, runs, n, 2, 2, 2, 2, 16).mean((4, 6))
+        return x.reshape(lines, runs, n, 64) @ w3 + b3
+
+
+def tasks(quick: bool, seeds: int) -> list[Task]:
+    rates, epsilons = (QUICK_RATES, QUICK_EPSILONS) if quick else (RATES, EPSILONS)
+    size = {"runs": 1 if quick else seeds, "steps": 80 if quick else 150}
+    columns = {"Adam": epsilons, "AvaGrad": epsilons}
+    columns |= {} if quick else {SKIPS: epsilons[:3]}
+    return [
+        {"optimizer": name, "rates": rates, "epsilons": own, **size}
+        for name, own in columns.items()
+    ]
+
+
+def run(task: Task) -> dict:
+    grid = list(product(task["rates"], task["epsilons"]))
+    # A network for each pair and seed: AvaGrad's norm goes over all that one optimizer has.
+    networks = ConvNets(len(grid) * task["runs"], 1)
+    for tensor, fresh in zip(networks.tensors, ConvNets(1, task["runs"]).tensors):
+        tensor.x.data.copy_(fresh.x.data[0].repeat(len(grid), *[1] * (fresh.x.ndim - 2))[:, None])
+    pairs = [{"lr": rate, "eps": eps} for rate, eps in grid for _ in range(task["runs"])]
+    groups = networks.groups(*pairs)
+    common = {"form": "paper", "backend": "cpu"}
+    if task["optimizer"] == "Adam":
+        optimizers = [fusedstep.Adam(groups, **common)]
+    else:
+        common["skip_zero_second_moment"] = task["optimizer"] == SKIPS
+        optimizers = [fusedstep.AvaGrad([group], **common) for group in groups]
+    images, labels, held_images, held_labels = digits()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(task["steps"]):
+        index = torch.randint(len(images), (BATCH,), generator=generator)
+        networks.backward(images[index], labels[index])
+        for optimizer in optimizers:
+            optimizer.step()
+    with torch.no_grad():
+        parts = zip(held_images.split(33), held_labels.split(33))
+        losses = torch.stack([cross_entropy(networks.logits(some), those) for some, those in parts])
+    shape = (len(task["rates"]), len(task["epsilons"]), task["runs"])
+    loss = losses.mean(0).view(shape).nan_to_num(nan=math.inf)
+    return {"loss": loss.mean(-1), "spread": loss.amax(-1) - loss.amin(-1)}
+
+
+def grid_of(row: Row) -> list[list[float]]:
+    """Losses [rates][epsilons]; one that is not finite, or worse than guessing, is guessing's."""
+    worst = math.log(10)
+    return [[worst if x is None else min(x, worst) for x in line] for line in row["result"]["loss"]]
+
+
+def best_rates(row: Row) -> list[float]:
+    """For each eps."""
+    return [row["task"]["rates"][column.index(min(column))] for column in zip(*grid_of(row))]
+
+
+def decades(values: list[float]) -> float:
+    return math.log10(max(values) / min(values))
+
+
+def regret(row: Row, by_coordinates: bool) -> list[float]:
+    """Of the best pair so far, over trials: loss above the grid's least, mean over searches."""
+    grid, chance = grid_of(row), random.Random(0)
+    height, width = len(grid), len(grid[0])
+    least, curves = min(map(min, grid)), []
+    for _ in range(SEARCHES):
+        trials = []
+        while len(trials) < TRIALS:
+            if by_coordinates:
+                j = chance.randrange(width)
+                trials += [grid[k][j] for k in chance.sample(range(height), height)]
+                i = min(range(height), key=lambda k: grid[k][j])
+                trials += [grid[i][k] for k in chance.sample(range(width), width)]
+            else:
+                trials.append(grid[chance.randrange(height)][chance.randrange(width)])
+        curves.append([min(trials[: n + 1]) - least for n in range(TRIALS)])
+    return [statistics.mean(values) for values in zip(*curves)]
+
+
+def claims(rows: list[Row]) -> list[Claim]:
+    adam, avagrad, *_ = rows
+    epsilons = adam["task"]["epsilons"]
+    large = [rate for rate, eps in zip(best_rates(adam), epsilons) if eps >= 0.01]
+    moved = decades(best_rates(avagrad))
+    said = [
+        Claim(
+            "Adam's best rate moves by 2 decades or more from eps = 0.01 to 100",
+            decades(large) >= 2,
+            asserted=True,
+        ),
+        Claim(
+            "AvaGrad's best rate stays within one decade, over all eps", moved <= 1, asserted=True
+        ),
+    ]
+    if len(adam["task"]["rates"]) == len(RATES):
+        column = {eps: min(c) for eps, c in zip(epsilons, zip(*grid_of(adam)))}
+        good = min(value for eps, value in column.items() if eps >= 0.1)
+        coordinates, chance = (regret(avagrad, by) for by in (True, False))
+        count = len(RATES) + len(EPSILONS)
+        said += [
+            Claim(
+                "Adam's least loss at eps >= 0.1 is no higher than at 1e-8", good <= column[1e-8]
+            ),
+            Claim(
+                f"AvaGrad by coordinates is nearer the grid's least after {count} trials than at "
+                "random",
+                coordinates[count - 1] < chance[count - 1],
+            ),
+            Claim(
+                f"and nearer than Adam by coordinates after {count} trials",
+                coordinates[count - 1] < regret(adam, True)[count - 1],
+            ),
+        ]
+    return said  # fmt: skip
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    made = []
+    for row in rows:
+        body = []
+        for j, eps in enumerate(row["task"]["epsilons"]):
+            column = [line[j] for line in grid_of(row)]
+            i = column.index(min(column))
+            spread = row["result"]["spread"][i][j]
+            body.append(
+                [
+                    f"{eps:g}",
+                    number(row["task"]["rates"][i]),
+                    f"{number(column[i])} ± {number(spread / 2)}",
+                ]
+            )
+        made.append(body)
+    blank = [["", "", ""]] * len(EPSILONS)
+    made = [(body + blank)[: len(made[0])] for body in made]
+    body = [[lines[0][0], *(cell for line in lines for cell in line[1:])] for lines in zip(*made)]
+    names = [row["task"]["optimizer"] for row in rows]
+    header = ["eps", *(f"{name}: {what}" for name in names for what in ("best lr", "its loss"))]
+    body_of_searches = []
+    for row, by in product(rows[:2], (True, False)):
+        curve = regret(row, by)
+        cells = [number(curve[n - 1]) for n in (5, 10, 24, 48)]
+        body_of_searches.append(
+            [f"{row['task']['optimizer']}, {'by coordinates' if by else 'random'}", *cells]
+        )
+    return [
+        Table(header, body),
+        Table(
+            ["loss above the grid's least after trials", "5", "10", "24", "48"], body_of_searches
+        ),
+    ]
+
+
+def draw(rows: list[Row], figure) -> None:
+    *grids, search = figure.subplots(1, 3)
+    for axis, row in zip(grids, rows):
+        axis.imshow(grid_of(row), origin="lower", aspect="auto", cmap="viridis_r")
+        axis.set_xticks(
+            range(len(row["task"]["epsilons"])),
+            [f"{e:g}" for e in row["task"]["epsilons"]],
+            fontsize=7,
+        )
+        axis.set_yticks(
+            range(len(row["task"]["rates"])), [number(r) for r in row["task"]["rates"]], fontsize=7
+        )
+        axis.set(title=f"{row['task']['optimizer']}: held-out loss", xlabel="eps", ylabel="lr")
+        axis.grid(False)
+    for row, by in product(rows[:2], (True, False)):
+        name = row["task"]["optimizer"]
+        label = f"{name}, {'by coordinates' if by else 'random'}"
+        search.plot(
+            range(1, TRIALS + 1),
+            regret(row, by),
+            "-" if by else ":",
+            color=colour(name),
+            label=label,
+        )
+    search.set(yscale="log", xlabel="trials", title="loss above the grid's least")
+    search.legend()

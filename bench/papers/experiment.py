@@ -1,0 +1,85 @@
+"""What an experiment provides, and which there are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+Task = dict[str, Any]  # what one row is made from: values that JSON keeps
+Row = dict[str, Any]  # {"task": ..., "result": ..., "seconds": ..., "versions": ...}
+
+# A module of this name has NUMBER, TITLE, PAPER, CLAIM, SETTING and WHY for the page, SEEDS, and
+#   tasks(quick, seeds) -> tasks       what is run; a change of any value runs it anew
+#   run(task) -> result                a row's numbers, and curves for the picture
+#   claims(rows) -> claims             what the paper says, decided from the rows
+#   tables(rows) -> tables             for the page
+#   draw(rows, figure)                 the picture; SIZE is its size in inches
+NAMES = (
+    "finite_sum",
+    "noisy_quadratic",
+    "landscapes",
+    "rosenbrock",
+    "update_bound",
+    "depth",
+    "rare_gradients",
+    "decoupling",
+    "madgrad_sweeps",
+    "mechanisms",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a paper with the criterion that decides it here."""
+
+    text: str
+    holds: bool
+    asserted: bool = False  # a quick run fails where it does not hold
+
+
+@dataclass(frozen=True)
+class Table:
+    header: list[str]
+    lines: list[list[str]]
+    words: bool = False  # in all columns, rather than numbers in all but the first
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def everything() -> list[ModuleType]:
+    return sorted(map(load, NAMES), key=lambda experiment: experiment.NUMBER)
+
+
+def name_of(experiment: ModuleType) -> str:
+    return experiment.__name__.rpartition(".")[2]
+
+
+def chosen(words: Iterable[str]) -> list[ModuleType]:
+    """Experiments by number or name; all of them where no word is given.
+
+    Raises:
+        ValueError: there is no such experiment.
+    """
+    known = {str(one.NUMBER): one for one in everything()}
+    known |= {name_of(one): one for one in everything()}
+    for word in words:
+        if word not in known:
+            names = ", ".join(f"{one.NUMBER} {name_of(one)}" for one in everything())
+            raise ValueError(f"there is no experiment {word!r}; there are {names}")
+    wanted = {known[word].NUMBER for word in words}
+    return [one for one in everything() if not wanted or one.NUMBER in wanted]
+
+
+def verdict(claims: list[Claim]) -> str:
+    held = [claim.holds for claim in claims]
+    return "holds" if all(held) else "holds partly" if any(held) else "does not hold here"
+
+
+def number(value: float) -> str:
+    """Three digits, as tables show them."""
+    return f"{value:.3g}"

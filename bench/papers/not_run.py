@@ -1,0 +1,41 @@
+"""What of the papers is not run here, and why."""
+
+from __future__ import annotations
+
+from .experiment import Table
+
+NUMBER = 12
+TITLE = "What is not run here, and why"
+DOWNLOAD = "data to download, and days of a GPU"
+EXPERIMENTS = Table(
+    ["experiment", "papers", "why not", "what is here instead"],
+    [
+        ["Large-batch pretraining of BERT and RoBERTa", "MaxVA 5.4, LaProp 5.4, MADGRAD 7.5",
+         "not yet: grids of long runs", "`examples/pretrain_bert.py` takes every class"],
+        ["CIFAR-10, CIFAR-100", "all five", DOWNLOAD, "digits: 5, 6, 8, 9"],
+        ["ImageNet", "MaxVA, AvaGrad, AdaMomentum, MADGRAD", DOWNLOAD, "digits: 8, 9"],
+        ["Translation, IWSLT and WMT", "MaxVA, LaProp, AdaMomentum, MADGRAD", DOWNLOAD,
+         "a small masked language model: 9, 11"],
+        ["GLUE, SQuAD", "MaxVA", "pretrained weights to download, and days of a GPU", ""],
+        ["Penn Treebank", "AvaGrad, AdaMomentum", "a corpus that is not free to share", ""],
+        ["GANs", "AvaGrad, AdaMomentum",
+         "days of a GPU, and a score that needs a large pretrained network", ""],
+        ["Style transfer", "LaProp", "a large pretrained network", ""],
+        ["Atari games", "LaProp", "a simulator, and weeks of a GPU", ""],
+        ["fastMRI", "MADGRAD", "data under an agreement of their own, and days of a GPU", ""],
+    ],
+    words=True,
+)  # fmt: skip
+OPTIONS = Table(
+    ["left out", "of", "why"],
+    [
+        ["weight decay by a schedule of its own", "all",
+         "a scheduler may set a group's `weight_decay` before each step"],
+        ["gradient clipping by value", "all", "the papers clip by norm; `max_grad_norm` does"],
+        ["sparse gradients with momentum", "MADGRAD",
+         "every row would move in every step; the authors' code refuses too"],
+        ["`amsgrad` as the authors' LaMAdam has it", "MaxVA",
+         "dead code there; ours keeps a running maximum in both forms"],
+    ],
+    words=True,
+)  # fmt: skip

@@ -1,0 +1,77 @@
+"""docs/papers.md, from stored rows alone."""
+
+from __future__ import annotations
+
+import textwrap
+from types import ModuleType
+
+from . import not_run
+from .experiment import Table, everything, name_of, verdict
+from .runner import Rows
+
+HEAD = """\
+# The papers' own experiments
+
+What the papers show, run with this project's optimizers (`form="paper"`, backend `cpu`) at a size
+that two CPU cores can do. `make papers` runs it, and writes this page and its pictures from
+`bench/results/papers.json`; nobody edits them by hand. Each experiment is a file of
+[bench/papers](../bench/papers), which has every number of its setting.
+
+A claim is decided by the criterion that it names. All hold: *holds*; some: *holds partly*; none:
+*does not hold here*. Where a paper leaves a setting open, it says what was assumed.
+"""
+
+
+def text(rows: Rows, pictures: str) -> str:
+    """The page; ``pictures`` is the folder of the pictures as seen from it."""
+    experiments = everything()
+    parts = [HEAD, markdown(overview(experiments, rows))]
+    parts += [section(one, rows.get(name_of(one), []), pictures) for one in experiments]
+    parts += [f"## {not_run.NUMBER}. {not_run.TITLE}", markdown(not_run.EXPERIMENTS)]
+    parts += ["Options of the authors' code that these classes do not have:"]
+    parts += [markdown(not_run.OPTIONS), foot(rows)]
+    return "\n".join(part.strip() + "\n" for part in parts)
+
+
+def overview(experiments: list[ModuleType], rows: Rows) -> Table:
+    lines = []
+    for one in experiments:
+        found = rows.get(name_of(one))
+        claims = one.claims(found) if found else []
+        held = f"{sum(claim.holds for claim in claims)} of {len(claims)}" if found else ""
+        said = verdict(claims) if found else "not run yet"
+        lines.append([str(one.NUMBER), one.TITLE, one.PAPER, said, held])
+    return Table(["", "experiment", "paper", "verdict", "claims that hold"], lines, words=True)
+
+
+def section(experiment: ModuleType, rows: list, pictures: str) -> str:
+    title = f"## {experiment.NUMBER}. {experiment.TITLE}\n\n{experiment.PAPER}.\n"
+    parts = [title, prose(f"**Claim.** {experiment.CLAIM}")]
+    parts.append(prose(f"**Setting.** {experiment.SETTING}"))
+    if not rows:
+        return "\n".join([*parts, "Not run yet."])
+    claims = experiment.claims(rows)
+    said = verdict(claims)
+    parts += [markdown(table) for table in experiment.tables(rows)]
+    parts.append(f"![{experiment.TITLE}]({pictures}/{name_of(experiment)}.png)\n")
+    listed = "".join(f"* {'yes' if c.holds else '**no**'}: {c.text}\n" for c in claims)
+    parts.append(f"**Verdict: {said}.**\n\n{listed}")
+    parts.append(prose(experiment.WHY))
+    return "\n".join(parts)
+
+
+def prose(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def markdown(table: Table) -> str:
+    aligned = ["---", *["---" if table.words else "---:"] * (len(table.header) - 1)]
+    lines = (table.header, aligned, *table.lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def foot(rows: Rows) -> str:
+    every = [row for found in rows.values() for row in found]
+    known = sorted({f"torch {row['versions']['torch']}" for row in every})
+    minutes = sum(row["seconds"] for row in every) / 60
+    return f"\nAll rows together: {minutes:.0f} minutes of one core, {', '.join(known)}.\n"

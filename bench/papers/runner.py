@@ -1,0 +1,108 @@
+"""Tasks in, rows out, kept in one JSON file from which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fusedstep
+import numpy as np
+import torch
+
+from .experiment import Row, Task, name_of
+
+DIGITS = 5  # of a stored number
+UNFINISHED = " (unfinished)"  # after the name of an experiment some of whose tasks are to be run
+Rows = dict[str, list[Row]]  # by experiment
+
+
+def rounded(value: Any) -> Any:
+    """A result as JSON keeps it; what is not finite is None."""
+    if isinstance(value, dict):
+        return {str(key): rounded(entry) for key, entry in value.items()}
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return rounded(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [rounded(entry) for entry in value]
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def read(path: Path) -> Rows:
+    """The rows of a file, none where there is no file yet.
+
+    Raises:
+        ValueError: it is another kind of file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert all({"task", "result"} <= row.keys() for rows in found.values() for row in rows)
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not hold rows of this program; give another --out, or delete it"
+        ) from error
+    return found
+
+
+def write(path: Path, rows: Rows) -> None:
+    """One line for each row, and whole at every time, so that an interruption loses no row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [
+        f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, found)) + "\n]"
+        for name, found in sorted(rows.items())
+    ]
+    fresh = path.with_suffix(".new")
+    fresh.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def perform(experiment: ModuleType, task: Task) -> Row:
+    start = time.perf_counter()
+    result = experiment.run(task)
+    return {
+        "task": task,
+        "result": rounded(result),
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": {
+            "fusedstep": fusedstep.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def run(experiments: list[ModuleType], quick: bool, seeds: int | None, out: Path) -> Iterator[str]:
+    """Bring a file's rows up to the present tasks; yields what is run next.
+
+    Rows of tasks that there still are stay, others of the same experiment go once it is finished.
+    """
+    rows = read(out)
+    for experiment in experiments:
+        name = name_of(experiment)
+        old = [*rows.get(name, ()), *rows.get(name + UNFINISHED, ())]
+        found = {json.dumps(row["task"]): row for row in old}
+        tasks = rounded_tasks(experiment, quick, seeds)
+        for task in tasks:
+            yield f"{experiment.NUMBER} {name}"
+            if json.dumps(task) not in found:
+                found[json.dumps(task)] = perform(experiment, task)
+                rows[name + UNFINISHED] = list(found.values())
+                write(out, rows)
+        rows[name] = [found[json.dumps(task)] for task in tasks]
+        rows.pop(name + UNFINISHED, None)
+    write(out, rows)
+
+
+def rounded_tasks(experiment: ModuleType, quick: bool, seeds: int | None) -> list[Task]:
+    """Tasks as they will be read back."""
+    tasks = experiment.tasks(quick, seeds or experiment.SEEDS)
+    return json.loads(json.dumps(tasks))

@@ -1,0 +1,36 @@
+"""Many runs as one tensor: what the experiments share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Runs:
+    """Runs in lines: each line is one parameter of its own, so that it can be a parameter group
+    with its own learning rate, and one optimizer steps all runs of all lines.
+
+    For optimizers that treat every element alike, whatever the others are.
+    """
+
+    def __init__(self, start: Tensor):
+        self.x = start.detach().clone()  # [lines, ...]
+        self.x.grad = torch.zeros_like(self.x)
+        self.lines = [torch.nn.Parameter(line) for line in self.x]
+        for line, grad in zip(self.lines, self.x.grad):
+            line.grad = grad
+
+    def groups(self, *options: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"params": [line], **own} for line, own in zip(self.lines, options, strict=True)]
+
+
+def marks(steps: int, count: int = 60) -> list[int]:
+    """Steps to record at: first, last, and evenly by their logarithm between."""
+    return sorted({round(math.exp(math.log(steps) * i / (count - 1))) for i in range(count)})
+
+
+def standard_error(values: Tensor, dim: int = -1) -> Tensor:
+    return values.std(dim) / math.sqrt(values.shape[dim])

@@ -1,0 +1,192 @@
+"""The papers' experiments: their page, their files, their command line, and one of them whole."""
+
+import json
+import math
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from bench.papers import __main__ as command
+from bench.papers import experiment, page, runner, runs
+from bench.papers.experiment import Claim, Table
+
+STORED = runner.read(command.STORED)
+EVERYTHING = experiment.everything()
+names = pytest.mark.parametrize("one", EVERYTHING, ids=experiment.name_of)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """An experiment of three tasks that takes no time and counts its runs."""
+    made = ModuleType("bench.papers.tiny")
+    facts = {"NUMBER": 1, "TITLE": "Tiny", "PAPER": "None", "CLAIM": "It counts.", "SETTING": "",
+             "WHY": "It can.", "SEEDS": 5, "SIZE": (2, 2)}  # fmt: skip
+    vars(made).update(facts, ran=[], holds=True)
+    made.tasks = lambda quick, seeds: [
+        {"n": n, "runs": 1 if quick else seeds, "pair": (n, n)} for n in range(3)
+    ]
+
+    def run(task):
+        made.ran.append(task["n"])
+        return {"value": torch.tensor([task["n"] / 3, math.inf])}
+
+    made.run = run
+    made.claims = lambda rows: [
+        Claim("there are three", len(rows) == 3 and made.holds, asserted=True),
+        Claim("there are four", len(rows) == 4),
+    ]
+    made.tables = lambda rows: [Table(["n", "value"], [[str(r["task"]["n"]), "v"] for r in rows])]
+    made.draw = lambda rows, figure: figure.add_subplot().plot([r["task"]["n"] for r in rows])
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    monkeypatch.setattr(experiment, "NAMES", ("tiny",))
+    return made
+
+
+def papers(tmp_path, *arguments):
+    out = tmp_path / "rows.json"
+    return command.main(["--out", str(out), *map(str, arguments)]), out
+
+
+# What is stored
+
+
+def test_the_page_is_what_the_stored_rows_say():
+    to, pictures = command.places(command.STORED)
+    assert to.read_text(encoding="utf-8") == page.text(STORED, pictures.name), "run `make papers`"
+
+
+@names
+def test_stored_rows_are_those_of_the_present_tasks(one):
+    found = [row["task"] for row in STORED.get(experiment.name_of(one), [])]
+    assert found == runner.rounded_tasks(one, False, None), "run `make papers`"
+
+
+@names
+def test_every_stored_verdict_has_a_reason_and_a_picture(one):
+    claims = one.claims(STORED[experiment.name_of(one)])
+    assert claims and one.WHY
+    assert all(claim.holds for claim in claims if claim.asserted)
+    _, pictures = command.places(command.STORED)
+    assert (pictures / f"{experiment.name_of(one)}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbers_and_picture_names_are_unique():
+    assert len({one.NUMBER for one in EVERYTHING}) == len(EVERYTHING) == len(STORED)
+
+
+@pytest.mark.parametrize(
+    "held, said",
+    [([1, 1], "holds"), ([1, 0], "holds partly"), ([0, 0], "does not hold here")],
+)
+def test_verdicts(held, said):
+    assert experiment.verdict([Claim("", bool(one)) for one in held]) == said
+
+
+# How it runs
+
+
+def test_an_experiment_from_tasks_to_page(tiny, tmp_path, capsys):
+    status, out = papers(tmp_path)
+    assert status == 0 and tiny.ran == [0, 1, 2]
+    found = json.loads(out.read_text())["tiny"]
+    assert [row["result"]["value"] for row in found] == [
+        [0.0, None],
+        [0.33333, None],
+        [0.66667, None],
+    ]
+    assert (
+        found[0]["task"]["runs"] == tiny.SEEDS
+        and found[0]["versions"]["torch"] == torch.__version__
+    )
+    text = out.with_suffix(".md").read_text()
+    assert "| 1 | Tiny | None | holds partly | 1 of 2 |" in text
+    assert "* yes: there are three\n* **no**: there are four\n" in text
+    assert "![Tiny](rows/tiny.png)" in text and (tmp_path / "rows" / "tiny.png").exists()
+    assert "1 tiny: holds partly" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
+    perform = runner.perform
+
+    def interrupted(module, task):
+        if task["n"] == 2:
+            raise KeyboardInterrupt
+        return perform(module, task)
+
+    monkeypatch.setattr(runner, "perform", interrupted)
+    status, out = papers(tmp_path)
+    assert status == 130 and "tiny" not in runner.read(out), "a page takes finished experiments"
+    monkeypatch.setattr(runner, "perform", perform)
+    assert papers(tmp_path)[0] == 0 and tiny.ran == [0, 1, 2]
+    assert papers(tmp_path)[0] == 0 and tiny.ran == [0, 1, 2]
+
+
+def test_rows_of_other_tasks_are_replaced(tiny, tmp_path):
+    papers(tmp_path)
+    _, out = papers(tmp_path, "--seeds", 7)
+    assert tiny.ran == [0, 1, 2] * 2
+    assert [row["task"]["runs"] for row in runner.read(out)["tiny"]] == [7] * 3
+
+
+def test_rows_of_experiments_that_were_not_asked_for_stay(tiny, tmp_path):
+    rows = {"other": [{"task": {}, "result": {}, "seconds": 1.0, "versions": {"torch": "1"}}]}
+    runner.write(tmp_path / "rows.json", rows)
+    _, out = papers(tmp_path, "--only", "tiny")
+    assert runner.read(out).keys() == {"tiny", "other"}
+
+
+def test_what_should_hold_and_does_not_fails(tiny, tmp_path, capsys):
+    tiny.holds = False
+    assert papers(tmp_path, "--quick")[0] == 1
+    assert "expected to hold, but does not: tiny: there are three" in capsys.readouterr().err
+
+
+def test_a_small_experiment_is_the_same_every_time(tmp_path):
+    found = []
+    for folder in ("a", "b"):
+        status, out = papers(tmp_path / folder, "--quick", "--only", "noisy_quadratic")
+        assert status == 0
+        found.append([row["result"] for row in runner.read(out)["noisy_quadratic"]])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--only", "99"], "there is no experiment '99'; there are 1 finite_sum, "),
+        (["--only", "1", "nosuch"], "there is no experiment 'nosuch'"),
+        (["--seeds", "1"], "--seeds is 1; a spread needs at least 2"),
+        (["--quick", "--out", command.STORED], "which a quick run must not write"),
+    ],
+)
+def test_a_bad_option_is_one_line(tmp_path, capsys, arguments, told):
+    status, out = papers(tmp_path, *arguments)
+    error = capsys.readouterr().err
+    assert status == 2 and not out.exists()
+    assert error.startswith("python -m bench.papers: ") and told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[1, 2]", '{"a": [{"task": 1}]}'])
+def test_a_file_of_something_else_is_not_overwritten(tmp_path, capsys, text):
+    (tmp_path / "rows.json").write_text(text)
+    status, out = papers(tmp_path)
+    assert status == 2 and out.read_text() == text
+    assert "does not hold rows of this program; give another --out" in capsys.readouterr().err
+
+
+# Helpers
+
+
+def test_lines_are_views_of_one_tensor():
+    found = runs.Runs(torch.ones(3, 4))
+    optimizer = torch.optim.SGD(found.groups({"lr": 0.0}, {"lr": 1.0}, {"lr": 2.0}))
+    found.x.grad.fill_(0.5)
+    optimizer.step()
+    assert found.x.tolist() == [[1.0] * 4, [0.5] * 4, [0.0] * 4]
+
+
+def test_marks_go_from_the_first_step_to_the_last():
+    found = runs.marks(5000)
+    assert found[0] == 1 and found[-1] == 5000 and found == sorted(set(found))
