@@ -64,8 +64,7 @@ papers: $(VENV)/built
 	$(BENCH).papers $(ARGS)
 
 papers-quick: $(VENV)/built
-	rm -f build/papers-quick.json
-	$(BENCH).papers --quick $(ARGS)
+	$(BENCH).papers --quick --fresh $(ARGS)
 
 audit: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/audit $(ARGS)

@@ -121,6 +121,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "perform", perform)
     assert papers(tmp_path)[0] == 0 and tiny.ran == [0, 1, 2]
     assert papers(tmp_path)[0] == 0 and tiny.ran == [0, 1, 2]
+    assert papers(tmp_path, "--fresh")[0] == 0 and tiny.ran == [0, 1, 2] * 2
 
 
 def test_rows_of_other_tasks_are_replaced(tiny, tmp_path):

@@ -2,9 +2,11 @@
 
     python -m bench.papers                   all of them; docs/papers.md, docs/papers/*.png
     python -m bench.papers --only 1 4        some, by number or name; the others' rows stay
+    python -m bench.papers --only 4 --fresh  rows that are there are run again
     python -m bench.papers --quick           smaller ones, in minutes; fails where a claim fails
 
-Rows that are there are not run again, so an interrupted run goes on where it was.
+Rows of the same tasks are not run again, so an interrupted run goes on where it was. What a task
+does not name (an experiment's code, the optimizers) may have changed since: --fresh.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT")
     parser.add_argument("--seeds", type=int, help="runs of everything random; default: by task")
+    parser.add_argument("--fresh", action="store_true", help="run rows that are there again")
     parser.add_argument("--quick", action="store_true", help="small, asserting, not recorded")
     parser.add_argument("--out", type=Path, help="rows; page and pictures of others stand beside")
     found = parser.parse_args(arguments)
@@ -63,7 +66,7 @@ def work(found: argparse.Namespace) -> None:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=total)
-        steps = runner.run(found.experiments, found.quick, found.seeds, found.out)
+        steps = runner.run(found.experiments, found.quick, found.seeds, found.out, found.fresh)
         for i, label in enumerate(steps):
             progress.update(bar, completed=i, description=label)
 

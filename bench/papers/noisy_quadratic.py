@@ -20,31 +20,35 @@ Over a sweep of learning rates MAdam ends at an average loss 30 to 40 % below th
 its best beta2, with a smaller standard error."""
 SETTING = """\
 Loss E (h_1 (x_1 - c_1)^2 + h_2 (x_2 - c_2)^2) / 2 without its constant, c_i normal with
-deviation sigma_i and drawn anew in each step, float64. Assumed: h, sigma and the number of steps
-as in the table, start at (1, 1), 17 constant rates from 1e-4 to 1, beta1 = 0; MAdam's betas in
-[0.5, 1]; Adam's beta2 the best of 0.5, 0.9, 0.99 and 0.999 at each rate. Losses are means over
-the runs of the mean over the last tenth of the steps, ± standard error; the best rate has the
+deviation sigma_i and drawn anew in each step, float64. As in the authors' script: 1000 steps of
+constant rate, 20 rates from 1e-3 to 0.2, beta1 = 0.9, MAdam's betas in [0.5, 0.99], Adam's beta2
+the best of 0.5, 0.6, 0.7, 0.8, 0.9 and 0.99 at each rate, starts normal, the loss after the last
+step. Its one problem is the first line of the table; the other lines, and the means over the
+last 100 steps beside, are ours. Means over the runs ± standard error; the best rate has the
 lowest mean."""
 WHY = """\
-At equal rates MAdam's loss is far lower, but mostly since its second moment, which grows at once
-and fades slowly, makes its steps shorter: Adam's best rate is a half to a third of MAdam's. With
-a fine grid of rates for both, what is left is some ten per cent and, where curvatures differ a
-hundredfold and steps are few, a loss. A coarser grid, or one that ends above Adam's best rate,
-would show the paper's 30 to 40 %; we do not know its grid."""
+On the authors' problem the statement holds, standard error included. There one curvature is
+twenty times the other and both are noisy, so that what the second moment does after the first
+steps matters; on the other problems the same comparison gives a tenth to a sixth. At equal rates
+the difference is larger, as MAdam's second moment grows at once and fades slowly, which makes
+its steps shorter: part of what it gains, a smaller rate gives Adam too."""
 SEEDS = 100
 SIZE = (10, 3.4)
-RATES = [round(10 ** (-4 + i / 4), 7) for i in range(17)]
-BETAS = [0.5, 0.9, 0.99, 0.999]
+RATES = [*(i / 1000 for i in range(1, 11)), *(i / 100 for i in range(2, 11)), 0.2]
+BETAS = [0.5, 0.6, 0.7, 0.8, 0.9, 0.99]
 PROBLEMS = [
-    {"h": h, "sigma": sigma, "steps": steps}
-    for h, sigma in (([1.0, 1.0], [0.1, 1.0]), ([1.0, 0.1], [1.0, 1.0]), ([1.0, 0.01], [0.1, 1.0]))
-    for steps in (100, 1000, 10_000)
-]
+    {"h": h, "sigma": sigma, "steps": 1000}
+    for h, sigma in (
+        ([1.0, 20.0], [0.2, 0.2]), ([1.0, 1.0], [0.1, 1.0]),
+        ([1.0, 0.1], [1.0, 1.0]), ([1.0, 0.01], [0.1, 1.0]),
+    )
+]  # fmt: skip
+TAIL = 100
 PATHS = 200  # steps of the trajectories that are drawn
 
 
 def tasks(quick: bool, seeds: int) -> list[Task]:
-    problems = PROBLEMS[1:2] if quick else PROBLEMS
+    problems = PROBLEMS[:1] if quick else PROBLEMS
     return [
         {"optimizer": name, **problem, "runs": 20 if quick else seeds}
         for problem, name in product(problems, ("Adam", "MAdam"))
@@ -59,30 +63,36 @@ def build(task: Task, runs: Runs) -> torch.optim.Optimizer:
     common, of = {"form": "paper", "backend": "cpu"}, lines(task)
     if task["optimizer"] == "MAdam":
         groups = runs.groups(*({"lr": rate} for rate, _ in of))
-        return fusedstep.MAdam(groups, beta1=0.0, beta2_range=(0.5, 1.0), **common)
-    groups = runs.groups(*({"lr": rate, "betas": (0.0, beta)} for rate, beta in of))
+        return fusedstep.MAdam(groups, beta1=0.9, beta2_range=(0.5, 0.99), **common)
+    groups = runs.groups(*({"lr": rate, "betas": (0.9, beta)} for rate, beta in of))
     return fusedstep.Adam(groups, **common)
 
 
 def run(task: Task) -> dict:
     generator = torch.Generator().manual_seed(0)
     h, sigma = (torch.tensor(task[name], dtype=torch.float64)[:, None] for name in ("h", "sigma"))
-    runs = Runs(torch.ones(len(lines(task)), 2, task["runs"], dtype=torch.float64))
+    starts = torch.randn(2, task["runs"], generator=generator, dtype=torch.float64)
+    runs = Runs(starts.expand(len(lines(task)), -1, -1))
     optimizer = build(task, runs)
     x, total, paths = runs.x, 0.0, []
-    tail = task["steps"] // 10
     for step in range(task["steps"]):
         noise = torch.randn(2, task["runs"], generator=generator, dtype=torch.float64)
         torch.mul(h, x - sigma * noise, out=x.grad)
         optimizer.step()
         if step < PATHS:
             paths.append(x[..., 0].clone())
-        if step >= task["steps"] - tail:
+        if step >= task["steps"] - TAIL:
             total = total + (h * x * x).sum(1) / 2
-    loss = total / tail
+    loss = (h * x * x).sum(1) / 2
     best = int(loss.mean(-1).argmin())
     path = torch.stack(paths)[:, best]
-    return {"loss": loss.mean(-1), "error": standard_error(loss), "best": best, "path": path}
+    return {
+        "loss": loss.mean(-1),
+        "error": standard_error(loss),
+        "best": best,
+        "path": path,
+        "tail": (total / TAIL).mean(-1),
+    }
 
 
 def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
@@ -109,16 +119,24 @@ def at_equal_rates(adam: Row, madam: Row) -> float:
     return statistics.median(ratios)
 
 
+def least_tail(row: Row) -> float:
+    return min(row["result"]["tail"])
+
+
 def claims(rows: list[Row]) -> list[Claim]:
     best = [(least(adam), least(madam)) for adam, madam in pairs(rows)]
-    ratio = max(ours[0] / theirs[0] for theirs, ours in best)
-    equal = max(at_equal_rates(*pair) for pair in pairs(rows) if pair[0]["task"]["steps"] >= 1000)
+    ratios = [ours[0] / theirs[0] for theirs, ours in best]
+    equal = max(at_equal_rates(*pair) for pair in pairs(rows))
     return [
-        Claim("each at its best rate, MAdam's loss is lower in all lines of the table", ratio < 1),
-        Claim("it is at least 30 % lower in all of them", ratio <= 0.7),
+        Claim(
+            "each at its best rate, MAdam's loss is lower in all lines of the table",
+            max(ratios) < 1,
+        ),
+        Claim("it is at least 30 % lower on the authors' problem", ratios[0] <= 0.7),
+        Claim("and in all lines", max(ratios) <= 0.7),
         Claim("its standard error is smaller in all", all(o[1] < t[1] for t, o in best)),
         Claim(
-            "at equal rates it is 30 % lower, the median over rates, from 1000 steps on",
+            "at equal rates it is 30 % lower, the median over rates",
             equal <= 0.7,
         ),
     ]
@@ -130,30 +148,40 @@ def tables(rows: list[Row]) -> list[Table]:
         task, (theirs, their_error), (ours, our_error) = adam["task"], least(adam), least(madam)
         rate, beta = lines(task)[adam["result"]["best"]]
         body.append([
-            f"h {task['h']}, sigma {task['sigma']}, {task['steps']} steps",
+            f"h {task['h']}, sigma {task['sigma']}",
             f"{number(theirs)} ± {number(their_error)}", f"{number(rate)}, {beta:g}",
             f"{number(ours)} ± {number(our_error)}",
             number(lines(madam["task"])[madam["result"]["best"]][0]),
             f"{ours / theirs - 1:+.0%}", f"{at_equal_rates(adam, madam) - 1:+.0%}",
+                f"{least_tail(madam) / least_tail(adam) - 1:+.0%}",
         ])  # fmt: skip
-    header = ["problem", "Adam", "at lr, beta2", "MAdam", "at lr", "best to best", "at equal rates"]
+    header = [
+        "problem",
+        "Adam",
+        "at lr, beta2",
+        "MAdam",
+        "at lr",
+        "best to best",
+        "at equal rates",
+        "best to best, last 100",
+    ]
     return [Table(header, body)]
 
 
 def draw(rows: list[Row], figure) -> None:
-    chosen = pairs(rows)[-2:] + pairs(rows)[:1]
+    chosen = pairs(rows)[:2] + pairs(rows)[:1]
     *sweeps, paths = figure.subplots(1, len(chosen))
     for axis, (adam, madam) in zip(sweeps, chosen):
         for row in (adam, madam):
             band(axis, RATES, *zip(*by_rate(row)), label=row["task"]["optimizer"])
         task = adam["task"]
         axis.set(xscale="log", yscale="log", xlabel="lr", ylabel="loss")
-        axis.set_title(f"h {task['h']}, sigma {task['sigma']}, {task['steps']} steps", fontsize=8)
+        axis.set_title(f"h {task['h']}, sigma {task['sigma']}", fontsize=8)
     for row in chosen[-1]:
         name = row["task"]["optimizer"]
         label = f"{name}, its best rate"
         paths.plot(*zip(*row["result"]["path"]), color=colour(name), label=label, linewidth=0.8)
-    paths.set_title(f"a run's first steps, {chosen[-1][0]['task']['steps']} at most", fontsize=8)
+    paths.set_title(f"a run's first {PATHS} steps", fontsize=8)
     paths.set(xlabel="x_1", ylabel="x_2")
     sweeps[0].legend()
     paths.legend()

@@ -27,15 +27,11 @@ EXPERIMENTS = Table(
     words=True,
 )  # fmt: skip
 OPTIONS = Table(
-    ["left out", "of", "why"],
+    ["left out", "of", "what it is"],
     [
-        ["weight decay by a schedule of its own", "all",
-         "a scheduler may set a group's `weight_decay` before each step"],
-        ["gradient clipping by value", "all", "the papers clip by norm; `max_grad_norm` does"],
-        ["sparse gradients with momentum", "MADGRAD",
-         "every row would move in every step; the authors' code refuses too"],
-        ["`amsgrad` as the authors' LaMAdam has it", "MaxVA",
-         "dead code there; ours keeps a running maximum in both forms"],
+        ["`nesterov`", "MaxVA", "the present gradient enters the average twice"],
+        ["`moment_warmup`", "MaxVA", "first steps that move only the moments"],
+        ["`lamb`", "MaxVA", "LAMB's ratio of norms, on MAdam's update; `LAMB` has it on Adam's"],
     ],
     words=True,
 )  # fmt: skip

@@ -80,14 +80,19 @@ def perform(experiment: ModuleType, task: Task) -> Row:
     }
 
 
-def run(experiments: list[ModuleType], quick: bool, seeds: int | None, out: Path) -> Iterator[str]:
+def run(
+    experiments: list[ModuleType], quick: bool, seeds: int | None, out: Path, fresh: bool = False
+) -> Iterator[str]:
     """Bring a file's rows up to the present tasks; yields what is run next.
 
-    Rows of tasks that there still are stay, others of the same experiment go once it is finished.
+    Rows of tasks that there still are stay, unless all shall be fresh; others of the same
+    experiment go once it is finished.
     """
     rows = read(out)
     for experiment in experiments:
         name = name_of(experiment)
+        if fresh:
+            rows = {key: kept for key, kept in rows.items() if key not in (name, name + UNFINISHED)}
         old = [*rows.get(name, ()), *rows.get(name + UNFINISHED, ())]
         found = {json.dumps(row["task"]): row for row in old}
         tasks = rounded_tasks(experiment, quick, seeds)
