@@ -44,7 +44,7 @@ PROBLEMS = [
     )
 ]  # fmt: skip
 TAIL = 100
-PATHS = 200  # steps of the trajectories that are drawn
+EVERY = 5  # steps from one drawn point of a trajectory to the next
 
 
 def tasks(quick: bool, seeds: int) -> list[Task]:
@@ -79,7 +79,7 @@ def run(task: Task) -> dict:
         noise = torch.randn(2, task["runs"], generator=generator, dtype=torch.float64)
         torch.mul(h, x - sigma * noise, out=x.grad)
         optimizer.step()
-        if step < PATHS:
+        if step % EVERY == 0:
             paths.append(x[..., 0].clone())
         if step >= task["steps"] - TAIL:
             total = total + (h * x * x).sum(1) / 2
@@ -181,7 +181,7 @@ def draw(rows: list[Row], figure) -> None:
         name = row["task"]["optimizer"]
         label = f"{name}, its best rate"
         paths.plot(*zip(*row["result"]["path"]), color=colour(name), label=label, linewidth=0.8)
-    paths.set_title(f"a run's first {PATHS} steps", fontsize=8)
+    paths.set_title(f"one run, every {EVERY} steps", fontsize=8)
     paths.set(xlabel="x_1", ylabel="x_2")
     sweeps[0].legend()
     paths.legend()
