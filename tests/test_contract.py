@@ -203,8 +203,8 @@ def test_native_code_knows_nothing_of_torch():
 
 def test_launch_syntax_stays_in_kernels():
     for path in tracked("csrc/*", "python/*", "tests/*", "bench/*"):
-        if path != Path(__file__):
-            assert "<<" + "<" not in path.read_text(errors="ignore"), path
+        if path != Path(__file__) and path.suffix != ".png":
+            assert "<<" + "<" not in path.read_text(), path
 
 
 def test_no_long_file():

@@ -70,6 +70,7 @@ class World:
         torch.save(self.optimizer.state_dict(), file)
         file.seek(0)
         groups = [{"params": group["params"]} for group in self.optimizer.param_groups]
+        options = {**dict(self.case.options), **options}  # what a group added later begins with
         self.optimizer = self.case.cls(groups, backend=backend, **options)
         self.optimizer.load_state_dict(torch.load(file, weights_only=True))
 

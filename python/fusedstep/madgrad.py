@@ -79,7 +79,9 @@ class MADGRAD(FusedOptimizer):
 
     def state_layout(self, p, group):
         layout = super().state_layout(p, group)
-        count = next((state["step"] for state in self.state.values() if "step" in state), 0)
+        groups = self.param_groups if self.state else ()  # at first none is looked for
+        states = (self.state.get(q, {}) for g in groups for q in g["params"])
+        count = next((state["step"] for state in states if "step" in state), 0)
         layout["step"] = layout["step"]._replace(fill=count)  # one k for all
         return layout
 
