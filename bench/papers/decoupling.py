@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .experiment import Claim, Row, Table, Task, number
 from .networks import Networks, cross_entropy, digits
 from .plotting import colour
+from .runs import OURS
 
 NUMBER = 8
 TITLE = "Learning rate by eps"
@@ -90,12 +91,13 @@ def run(task: Task) -> dict:
         tensor.x.data.copy_(fresh.x.data[0].repeat(len(grid), *[1] * (fresh.x.ndim - 2))[:, None])
     pairs = [{"lr": rate, "eps": eps} for rate, eps in grid for _ in range(task["runs"])]
     groups = networks.groups(*pairs)
-    common = {"form": "paper", "backend": "cpu"}
     if task["optimizer"] == "Adam":
-        optimizers = [fusedstep.Adam(groups, **common)]
+        optimizers = [fusedstep.Adam(groups, **OURS)]
     else:
-        common["skip_zero_second_moment"] = task["optimizer"] == SKIPS
-        optimizers = [fusedstep.AvaGrad([group], **common) for group in groups]
+        skips = task["optimizer"] == SKIPS
+        optimizers = [
+            fusedstep.AvaGrad([group], skip_zero_second_moment=skips, **OURS) for group in groups
+        ]
     images, labels, held_images, held_labels = digits()
     generator = torch.Generator().manual_seed(0)
     for _ in range(task["steps"]):

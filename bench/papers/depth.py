@@ -11,7 +11,7 @@ import torch
 from .experiment import Claim, Row, Table, Task, number
 from .networks import Networks, batches, digits
 from .plotting import band
-from .runs import marks
+from .runs import OURS, marks
 
 NUMBER = 6
 TITLE = "Very deep fully connected networks"
@@ -52,7 +52,7 @@ def run(task: Task) -> dict:
     networks = Networks(len(RATES), task["runs"], widths)
     groups = networks.groups(*({"lr": rate} for rate in RATES))
     cls = {"Adam": fusedstep.Adam, "LaProp": fusedstep.LaProp}[task["optimizer"]]
-    optimizer = cls(groups, betas=(0.9, 0.999), form="paper", backend="cpu")
+    optimizer = cls(groups, betas=(0.9, 0.999), **OURS)
     torch.set_flush_denormal(
         True
     )  # gradients of networks that have died are such numbers, and slow

@@ -7,7 +7,7 @@ import torch
 
 from .experiment import Claim, Row, Table, Task, number
 from .plotting import band
-from .runs import Runs, marks, standard_error
+from .runs import OURS, Runs, marks, standard_error
 
 NUMBER = 1
 TITLE = "Eleven functions, of which Adam hears ten"
@@ -47,12 +47,11 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 
 
 def build(name: str, runs: Runs, lines: list[dict]) -> torch.optim.Optimizer:
-    common = {"form": "paper", "backend": "cpu"}
     if name == "MAdam":
         options = [{"lr": line["lr"], "beta1": 0.0, "beta2_range": (0.5, 1.0)} for line in lines]
-        return fusedstep.MAdam(runs.groups(*options), **common)
+        return fusedstep.MAdam(runs.groups(*options), **OURS)
     options = [{"lr": line["lr"], "betas": (0.0, line["beta2"])} for line in lines]
-    return fusedstep.Adam(runs.groups(*options), amsgrad=name == "AMSGrad", **common)
+    return fusedstep.Adam(runs.groups(*options), amsgrad=name == "AMSGrad", **OURS)
 
 
 def objective(x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .experiment import Claim, Row, Table, Task
 from .plotting import colour
-from .runs import Runs
+from .runs import OURS, Runs
 
 NUMBER = 3
 TITLE = "Paths on four functions of two variables"
@@ -87,14 +87,13 @@ class AdaBelief(torch.optim.Optimizer):
 
 
 def build(name: str, groups: list[dict]) -> torch.optim.Optimizer:
-    ours = {"form": "paper", "backend": "cpu"}
     if name == "SGDM":
         return torch.optim.SGD(groups, momentum=0.9)
     if name == "RMSprop":
         return torch.optim.RMSprop(groups)
     if name == "AdaBelief":
         return AdaBelief(groups, lr=1e-3)
-    return {"Adam": fusedstep.Adam, "AdaMomentum": fusedstep.AdaMomentum}[name](groups, **ours)
+    return {"Adam": fusedstep.Adam, "AdaMomentum": fusedstep.AdaMomentum}[name](groups, **OURS)
 
 
 def tasks(quick: bool, seeds: int) -> list[Task]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .experiment import Claim, Row, Table, Task, number
 from .networks import Networks, batches, digits
 from .plotting import band, colour
-from .runs import standard_error
+from .runs import OURS, standard_error
 
 NUMBER = 9
 TITLE = "MADGRAD's rates, decays and sparse gradients"
@@ -48,12 +48,11 @@ WORDS, BAG = 5000, 8
 
 
 def build(name: str, groups: list[dict]) -> torch.optim.Optimizer:
-    ours = {"form": "paper", "backend": "cpu"}
     if name == "SGDM":
         return torch.optim.SGD(groups, momentum=0.9)
     if name == "AdaGrad":
         return torch.optim.Adagrad(groups)
-    return {"Adam": fusedstep.Adam, "MADGRAD": fusedstep.MADGRAD}[name](groups, **ours)
+    return {"Adam": fusedstep.Adam, "MADGRAD": fusedstep.MADGRAD}[name](groups, **OURS)
 
 
 def tasks(quick: bool, seeds: int) -> list[Task]:
@@ -120,7 +119,7 @@ def train_words(task: Task) -> dict:
         name: torch.nn.Parameter(torch.zeros(WORDS, 1)) for name in (*momenta, "AdaGrad, sparse")
     }
     made = {
-        name: fusedstep.MADGRAD([tables[name]], lr=0.1, momentum=momentum, backend="cpu")
+        name: fusedstep.MADGRAD([tables[name]], lr=0.1, momentum=momentum, **OURS)
         for name, momentum in momenta.items()
     }
     torch.sparse.check_sparse_tensor_invariants.disable()  # or torch warns of Adagrad's own

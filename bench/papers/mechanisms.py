@@ -9,7 +9,7 @@ import torch
 
 from .experiment import Claim, Row, Table, Task, number
 from .plotting import band
-from .runs import marks
+from .runs import OURS, marks
 
 NUMBER = 11
 TITLE = "Inner workings, watched on real gradients"
@@ -57,7 +57,7 @@ def train(task: Task) -> dict:
 
     model, draws = bert(task["seed"]), batches(task["seed"], 16)
     params = [p for p in model.parameters() if p.requires_grad]
-    ours = {"lr": RATE, "form": "paper", "backend": "cpu", "eps": 1e-8}
+    ours = {"lr": RATE, "eps": 1e-8, **OURS}
     if task["optimizer"] == "Adam":
         optimizer = fusedstep.Adam(params, betas=(0.9, 0.999), **ours)
     else:
@@ -119,7 +119,7 @@ def madgrad(steps: int) -> dict:
     with_momentum, without, sizes = (
         torch.nn.Parameter(torch.ones(50, dtype=torch.float64)) for _ in range(3)
     )
-    ours = {"lr": 0.01, "eps": 0.0, "backend": "cpu"}
+    ours = {"lr": 0.01, "eps": 0.0, **OURS}
     averaged = fusedstep.MADGRAD([with_momentum], momentum=0.9, **ours)
     points = fusedstep.MADGRAD([without], momentum=0.0, **ours)
     alone = fusedstep.MADGRAD([sizes], momentum=0.0, **ours)

@@ -10,7 +10,7 @@ import torch
 
 from .experiment import Claim, Row, Table, Task, number
 from .plotting import band, colour
-from .runs import Runs, standard_error
+from .runs import OURS, Runs, standard_error
 
 NUMBER = 2
 TITLE = "A noisy quadratic"
@@ -60,12 +60,12 @@ def lines(task: Task) -> list[tuple[float, float | None]]:
 
 
 def build(task: Task, runs: Runs) -> torch.optim.Optimizer:
-    common, of = {"form": "paper", "backend": "cpu"}, lines(task)
+    of = lines(task)
     if task["optimizer"] == "MAdam":
         groups = runs.groups(*({"lr": rate} for rate, _ in of))
-        return fusedstep.MAdam(groups, beta1=0.9, beta2_range=(0.5, 0.99), **common)
+        return fusedstep.MAdam(groups, beta1=0.9, beta2_range=(0.5, 0.99), **OURS)
     groups = runs.groups(*({"lr": rate, "betas": (0.9, beta)} for rate, beta in of))
-    return fusedstep.Adam(groups, **common)
+    return fusedstep.Adam(groups, **OURS)
 
 
 def run(task: Task) -> dict:

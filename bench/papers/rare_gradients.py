@@ -7,7 +7,7 @@ import torch
 
 from .experiment import Claim, Row, Table, Task, number
 from .plotting import COLOURS, band
-from .runs import Runs, marks, standard_error
+from .runs import OURS, Runs, marks, standard_error
 
 NUMBER = 7
 TITLE = "A rare large gradient, which Adam divides by itself"
@@ -48,7 +48,7 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 
 
 def build(method: str, groups: list[dict], eps: torch.Tensor) -> torch.optim.Optimizer:
-    common = {"betas": (0.0, 0.99), "form": "paper", "backend": "cpu"}
+    common = {"betas": (0.0, 0.99), **OURS}
     if method == "DelayedAdam":
         return fusedstep.DelayedAdam(groups, eps=1e-8, **common)
     growing = "growing" in method

@@ -9,7 +9,7 @@ import torch
 
 from .experiment import Claim, Row, Table, Task
 from .plotting import COLOURS
-from .runs import Runs
+from .runs import OURS, Runs
 
 NUMBER = 4
 TITLE = "A noisy Rosenbrock valley"
@@ -46,10 +46,9 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 
 
 def build(name: str, groups: list[dict]) -> torch.optim.Optimizer:
-    common = {"form": "paper", "backend": "cpu"}
     if name == "LaProp":
-        return fusedstep.LaProp(groups, **common)
-    return fusedstep.Adam(groups, amsgrad=name == "AMSGrad", **common)
+        return fusedstep.LaProp(groups, **OURS)
+    return fusedstep.Adam(groups, amsgrad=name == "AMSGrad", **OURS)
 
 
 def lines(task: Task) -> list[tuple[float, float, float]]:

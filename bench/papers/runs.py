@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OURS = {"form": "paper", "backend": "cpu"}  # how every experiment builds our classes
+
 
 class Runs:
     """Runs in lines: each line is one parameter of its own, so that it can be a parameter group

@@ -11,7 +11,7 @@ import torch
 from .experiment import Claim, Row, Table, Task, number
 from .networks import Networks, batches, digits
 from .plotting import colour
-from .runs import marks
+from .runs import OURS, marks
 
 NUMBER = 5
 TITLE = "Adam's divergence and LaProp's bound"
@@ -46,7 +46,7 @@ def run(task: Task) -> dict:
     networks = Networks(len(task["nus"]), task["runs"], [64, 64, 10])
     groups = networks.groups(*({"betas": (0.9, nu)} for nu in task["nus"]))
     cls = {"Adam": fusedstep.Adam, "LaProp": fusedstep.LaProp}[task["optimizer"]]
-    optimizer = cls(groups, lr=RATE, form="paper", backend="cpu")
+    optimizer = cls(groups, lr=RATE, **OURS)
     longest = torch.zeros(len(task["nus"]))
     draws, at, curve = batches(task["runs"], 64), marks(task["steps"], 100), []
     for step in range(1, task["steps"] + 1):
