@@ -125,30 +125,67 @@ FUSEDSTEP_HD Pack<T> sqrt(const Pack<T>& x) {
   return {sqrt(x.a), sqrt(x.b)};
 }
 
+// A vector's first n elements, n <= 0 and n >= its size included; the others are loaded as 0 and
+// not stored.
+#if defined(__AVX512F__)
+FUSEDSTEP_HD unsigned first(int n, int size) {
+  return n < size ? (1u << (n > 0 ? n : 0)) - 1 : ~0u;
+}
+FUSEDSTEP_HD __m512 load_first(const float* memory, int n) {
+  return _mm512_maskz_loadu_ps(__mmask16(first(n, 16)), memory);
+}
+FUSEDSTEP_HD __m512d load_first(const double* memory, int n) {
+  return _mm512_maskz_loadu_pd(__mmask8(first(n, 8)), memory);
+}
+FUSEDSTEP_HD void store_first(__m512 x, float* memory, int n) {
+  _mm512_mask_storeu_ps(memory, __mmask16(first(n, 16)), x);
+}
+FUSEDSTEP_HD void store_first(__m512d x, double* memory, int n) {
+  _mm512_mask_storeu_pd(memory, __mmask8(first(n, 8)), x);
+}
+#else
+template <class T, class Vector = typename Pack<T>::Vector>
+FUSEDSTEP_HD Vector load_first(const T* memory, int n) {
+  Vector x = {};
+  if (n >= Pack<T>::kVector)
+    std::memcpy(&x, memory, sizeof x);
+  else if (n > 0)
+    std::memcpy(&x, memory, n * sizeof(T));
+  return x;
+}
+template <class T, class Vector = typename Pack<T>::Vector>
+FUSEDSTEP_HD void store_first(Vector x, T* memory, int n) {
+  if (n >= Pack<T>::kVector)
+    std::memcpy(memory, &x, sizeof x);
+  else if (n > 0)
+    std::memcpy(memory, &x, n * sizeof(T));
+}
+#endif
+
 // Memory is not aligned. Whole packs are moved vector by vector, so that they stay in registers.
 template <bool kWhole, class T>
 FUSEDSTEP_HD void load(Pack<T>& x, const T* memory, int n) {
-  using Vector = typename Pack<T>::Vector;
-  typedef Vector Unaligned __attribute__((aligned(alignof(T))));
+  constexpr int size = Pack<T>::kVector;
+  typedef typename Pack<T>::Vector Unaligned __attribute__((aligned(alignof(T))));
   if constexpr (kWhole) {
     const Unaligned* vector = reinterpret_cast<const Unaligned*>(memory);
     x = {vector[0], vector[1]};
   } else {
-    x = Pack<T>(T(0));
-    std::memcpy(&x, memory, n * sizeof(T));
+    x = {load_first(memory, n), load_first(memory + size, n - size)};
   }
 }
 
 template <bool kWhole, class T>
 FUSEDSTEP_HD void store(const Pack<T>& x, T* memory, int n) {
-  using Vector = typename Pack<T>::Vector;
-  typedef Vector Unaligned __attribute__((aligned(alignof(T))));
+  constexpr int size = Pack<T>::kVector;
+  typedef typename Pack<T>::Vector Unaligned __attribute__((aligned(alignof(T))));
   if constexpr (kWhole) {
     Unaligned* vector = reinterpret_cast<Unaligned*>(memory);
     vector[0] = x.a;
     vector[1] = x.b;
   } else {
-    std::memcpy(memory, &x, n * sizeof(T));
+    store_first(x.a, memory, n);
+    store_first(x.b, memory + size, n - size);
   }
 }
 
