@@ -51,12 +51,11 @@ struct Block {
   T* out[kMaxSums];  // what the elements add to the sums, before squaring
 };
 
-// A pack of a block from its element i on, or the n elements that are left.
-template <bool kWhole, class Rule, std::size_t... S, std::size_t... M, std::size_t... O>
+// A pack of a block from its element i on, or as much of it as the n elements that are left.
+template <class V, bool kWhole, class Rule, std::size_t... S, std::size_t... M, std::size_t... O>
 FUSEDSTEP_HD void update_pack(const typename Rule::Scalars& scalars, const Block<Rule>& block,
                               int i, int n, std::index_sequence<S...>, std::index_sequence<M...>,
                               std::index_sequence<O...>) {
-  using V = Pack<typename Rule::opmath>;
   V g, p, state[sizeof...(S) + 1], out[kMaxSums];
   if constexpr (Rule::kReadsGrad) load<kWhole>(g, block.g + i, n);
   if constexpr (Rule::kReadsParam) load<kWhole>(p, block.p + i, n);
@@ -72,14 +71,16 @@ void update_block(const typename Rule::Scalars& shared, int n, const Block<Rule>
   // Copies, which no store can change: they are read once.
   const typename Rule::Scalars scalars = shared;
   const Block<Rule> block = columns;
-  constexpr int kPack = Pack<typename Rule::opmath>::kSize;
+  using Whole = Pack<typename Rule::opmath>;
+  using Tail = Pack<typename Rule::opmath, kTailBytes>;
   constexpr auto states = std::make_index_sequence<Rule::kStates>();
   constexpr auto moved = std::make_index_sequence<kMoved<Rule>>();
   constexpr auto sums = std::make_index_sequence<Rule::kSums>();
   int i = 0;
-  for (; i + kPack <= n; i += kPack)
-    update_pack<true, Rule>(scalars, block, i, kPack, states, moved, sums);
-  if (i < n) update_pack<false, Rule>(scalars, block, i, n - i, states, moved, sums);
+  for (; i + Whole::kSize <= n; i += Whole::kSize)
+    update_pack<Whole, true, Rule>(scalars, block, i, n - i, states, moved, sums);
+  for (; i < n; i += Tail::kSize)
+    update_pack<Tail, false, Rule>(scalars, block, i, n - i, states, moved, sums);
 }
 
 template <class Rule>

@@ -15,17 +15,18 @@ namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+constexpr int kVectorBytes = 64, kTailBytes = 32;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
+constexpr int kVectorBytes = 32, kTailBytes = 16;
 #else
-constexpr int kVectorBytes = 16;
+constexpr int kVectorBytes = 16, kTailBytes = 16;
 #endif
 
-template <class T>
+// A block's last elements go in narrower vectors: a root takes as long as its vector is wide.
+template <class T, int kBytes = kVectorBytes>
 struct Pack {
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
-  static constexpr int kVector = kVectorBytes / int(sizeof(T)), kSize = 2 * kVector;
+  typedef T Vector __attribute__((vector_size(kBytes)));
+  static constexpr int kVector = kBytes / int(sizeof(T)), kSize = 2 * kVector;
   Vector a, b;  // an array would go through memory
 
   Pack() = default;
@@ -33,39 +34,41 @@ struct Pack {
   explicit FUSEDSTEP_HD Pack(T x) : a(x - Vector{}), b(a) {}
 };
 
-template <class T>
-struct Element<Pack<T>> {
+template <class T, int kBytes>
+struct Element<Pack<T, kBytes>> {
   using type = T;
 };
-template <class T>
-struct Word<Pack<T>> {
-  using type = Pack<WordOf<T>>;
+template <class T, int kBytes>
+struct Word<Pack<T, kBytes>> {
+  using type = Pack<WordOf<T>, kBytes>;
 };
 
 // What a comparison gives: of every element all bits or none.
-template <class T>
-using Mask = Pack<std::make_signed_t<WordOf<T>>>;
+template <class T, int kBytes>
+using Mask = Pack<std::make_signed_t<WordOf<T>>, kBytes>;
 
-template <class To, class T>
-FUSEDSTEP_HD To bit_cast(const Pack<T>& x) {
+template <class To, class T, int kBytes>
+FUSEDSTEP_HD To bit_cast(const Pack<T, kBytes>& x) {
   using Vector = typename To::Vector;
   return {Vector(x.a), Vector(x.b)};
 }
 
 // Pack and pack, pack and number, number and pack.
-#define FUSEDSTEP_OPERATOR(Result, op)                                         \
-  template <class T>                                                           \
-  FUSEDSTEP_HD Result<T> operator op(const Pack<T>& x, const Pack<T>& y) {     \
-    using Vector = typename Result<T>::Vector;                                 \
-    return {Vector(x.a op y.a), Vector(x.b op y.b)};                           \
-  }                                                                            \
-  template <class T>                                                           \
-  FUSEDSTEP_HD Result<T> operator op(const Pack<T>& x, ElementOf<Pack<T>> y) { \
-    return x op Pack<T>(y);                                                    \
-  }                                                                            \
-  template <class T>                                                           \
-  FUSEDSTEP_HD Result<T> operator op(ElementOf<Pack<T>> x, const Pack<T>& y) { \
-    return Pack<T>(x) op y;                                                    \
+#define FUSEDSTEP_OPERATOR(Result, op)                                                             \
+  template <class T, int kBytes>                                                                   \
+  FUSEDSTEP_HD Result<T, kBytes> operator op(const Pack<T, kBytes>& x, const Pack<T, kBytes>& y) { \
+    using Vector = typename Result<T, kBytes>::Vector;                                             \
+    return {Vector(x.a op y.a), Vector(x.b op y.b)};                                               \
+  }                                                                                                \
+  template <class T, int kBytes>                                                                   \
+  FUSEDSTEP_HD Result<T, kBytes> operator op(const Pack<T, kBytes>& x,                             \
+                                             ElementOf<Pack<T, kBytes>> y) {                       \
+    return x op Pack<T, kBytes>(y);                                                                \
+  }                                                                                                \
+  template <class T, int kBytes>                                                                   \
+  FUSEDSTEP_HD Result<T, kBytes> operator op(ElementOf<Pack<T, kBytes>> x,                         \
+                                             const Pack<T, kBytes>& y) {                           \
+    return Pack<T, kBytes>(x) op y;                                                                \
   }
 FUSEDSTEP_OPERATOR(Pack, +)
 FUSEDSTEP_OPERATOR(Pack, -)
@@ -83,33 +86,37 @@ FUSEDSTEP_OPERATOR(Mask, ==)
 FUSEDSTEP_OPERATOR(Mask, !=)
 #undef FUSEDSTEP_OPERATOR
 
-template <class T>
-FUSEDSTEP_HD Pack<T> operator-(const Pack<T>& x) {
+template <class T, int kBytes>
+FUSEDSTEP_HD Pack<T, kBytes> operator-(const Pack<T, kBytes>& x) {
   return {-x.a, -x.b};
 }
 
-template <class T>
-FUSEDSTEP_HD Pack<T> select(const Mask<T>& condition, const Pack<T>& yes, const Pack<T>& no) {
+template <class T, int kBytes>
+FUSEDSTEP_HD Pack<T, kBytes> select(const Mask<T, kBytes>& condition, const Pack<T, kBytes>& yes,
+                                    const Pack<T, kBytes>& no) {
   return {condition.a ? yes.a : no.a, condition.b ? yes.b : no.b};
 }
 
-template <class T>
-FUSEDSTEP_HD Pack<T> select(bool condition, const Pack<T>& yes, const Pack<T>& no) {
+template <class T, int kBytes>
+FUSEDSTEP_HD Pack<T, kBytes> select(bool condition, const Pack<T, kBytes>& yes,
+                                    const Pack<T, kBytes>& no) {
   return {condition ? yes.a : no.a, condition ? yes.b : no.b};
 }
 
-template <class T>
-FUSEDSTEP_HD Pack<T> div(const Pack<T>& x, const Pack<T>& y) {
+template <class T, int kBytes>
+FUSEDSTEP_HD Pack<T, kBytes> div(const Pack<T, kBytes>& x, const Pack<T, kBytes>& y) {
   return x / y;
 }
 
 #if defined(__AVX512F__)
 FUSEDSTEP_HD __m512 sqrt(__m512 x) { return _mm512_sqrt_ps(x); }
 FUSEDSTEP_HD __m512d sqrt(__m512d x) { return _mm512_sqrt_pd(x); }
-#elif defined(__AVX2__)
+#endif
+#if defined(__AVX2__)
 FUSEDSTEP_HD __m256 sqrt(__m256 x) { return _mm256_sqrt_ps(x); }
 FUSEDSTEP_HD __m256d sqrt(__m256d x) { return _mm256_sqrt_pd(x); }
-#elif defined(__SSE2__)
+#endif
+#if defined(__SSE2__)
 FUSEDSTEP_HD __m128 sqrt(__m128 x) { return _mm_sqrt_ps(x); }
 FUSEDSTEP_HD __m128d sqrt(__m128d x) { return _mm_sqrt_pd(x); }
 #else
@@ -120,42 +127,42 @@ FUSEDSTEP_HD Vector sqrt(Vector x) {
 }
 #endif
 
-template <class T>
-FUSEDSTEP_HD Pack<T> sqrt(const Pack<T>& x) {
+template <class T, int kBytes>
+FUSEDSTEP_HD Pack<T, kBytes> sqrt(const Pack<T, kBytes>& x) {
   return {sqrt(x.a), sqrt(x.b)};
 }
 
-// A vector's first n elements, n <= 0 and n >= its size included; the others are loaded as 0 and
-// not stored.
-#if defined(__AVX512F__)
-FUSEDSTEP_HD unsigned first(int n, int size) {
-  return n < size ? (1u << (n > 0 ? n : 0)) - 1 : ~0u;
+// The first n elements of a vector, n being any number: the others are loaded as 0 and not stored.
+#if defined(__AVX512VL__)
+FUSEDSTEP_HD __mmask8 first(int n) { return n < 8 ? (1u << (n > 0 ? n : 0)) - 1u : 0xFFu; }
+
+template <class Vector>
+FUSEDSTEP_HD Vector load_first(const float* memory, int n) {
+  return _mm256_maskz_loadu_ps(first(n), memory);
 }
-FUSEDSTEP_HD __m512 load_first(const float* memory, int n) {
-  return _mm512_maskz_loadu_ps(__mmask16(first(n, 16)), memory);
+template <class Vector>
+FUSEDSTEP_HD Vector load_first(const double* memory, int n) {
+  return _mm256_maskz_loadu_pd(first(n), memory);
 }
-FUSEDSTEP_HD __m512d load_first(const double* memory, int n) {
-  return _mm512_maskz_loadu_pd(__mmask8(first(n, 8)), memory);
+FUSEDSTEP_HD void store_first(__m256 x, float* memory, int n) {
+  _mm256_mask_storeu_ps(memory, first(n), x);
 }
-FUSEDSTEP_HD void store_first(__m512 x, float* memory, int n) {
-  _mm512_mask_storeu_ps(memory, __mmask16(first(n, 16)), x);
-}
-FUSEDSTEP_HD void store_first(__m512d x, double* memory, int n) {
-  _mm512_mask_storeu_pd(memory, __mmask8(first(n, 8)), x);
+FUSEDSTEP_HD void store_first(__m256d x, double* memory, int n) {
+  _mm256_mask_storeu_pd(memory, first(n), x);
 }
 #else
-template <class T, class Vector = typename Pack<T>::Vector>
+template <class Vector, class T>
 FUSEDSTEP_HD Vector load_first(const T* memory, int n) {
   Vector x = {};
-  if (n >= Pack<T>::kVector)
+  if (n >= int(sizeof x / sizeof(T)))
     std::memcpy(&x, memory, sizeof x);
   else if (n > 0)
     std::memcpy(&x, memory, n * sizeof(T));
   return x;
 }
-template <class T, class Vector = typename Pack<T>::Vector>
+template <class Vector, class T>
 FUSEDSTEP_HD void store_first(Vector x, T* memory, int n) {
-  if (n >= Pack<T>::kVector)
+  if (n >= int(sizeof x / sizeof(T)))
     std::memcpy(memory, &x, sizeof x);
   else if (n > 0)
     std::memcpy(memory, &x, n * sizeof(T));
@@ -163,22 +170,24 @@ FUSEDSTEP_HD void store_first(Vector x, T* memory, int n) {
 #endif
 
 // Memory is not aligned. Whole packs are moved vector by vector, so that they stay in registers.
-template <bool kWhole, class T>
-FUSEDSTEP_HD void load(Pack<T>& x, const T* memory, int n) {
-  constexpr int size = Pack<T>::kVector;
-  typedef typename Pack<T>::Vector Unaligned __attribute__((aligned(alignof(T))));
+template <bool kWhole, class T, int kBytes>
+FUSEDSTEP_HD void load(Pack<T, kBytes>& x, const T* memory, int n) {
+  using Vector = typename Pack<T, kBytes>::Vector;
+  constexpr int size = Pack<T, kBytes>::kVector;
+  typedef Vector Unaligned __attribute__((aligned(alignof(T))));
   if constexpr (kWhole) {
     const Unaligned* vector = reinterpret_cast<const Unaligned*>(memory);
     x = {vector[0], vector[1]};
   } else {
-    x = {load_first(memory, n), load_first(memory + size, n - size)};
+    x = {load_first<Vector>(memory, n), load_first<Vector>(memory + size, n - size)};
   }
 }
 
-template <bool kWhole, class T>
-FUSEDSTEP_HD void store(const Pack<T>& x, T* memory, int n) {
-  constexpr int size = Pack<T>::kVector;
-  typedef typename Pack<T>::Vector Unaligned __attribute__((aligned(alignof(T))));
+template <bool kWhole, class T, int kBytes>
+FUSEDSTEP_HD void store(const Pack<T, kBytes>& x, T* memory, int n) {
+  using Vector = typename Pack<T, kBytes>::Vector;
+  constexpr int size = Pack<T, kBytes>::kVector;
+  typedef Vector Unaligned __attribute__((aligned(alignof(T))));
   if constexpr (kWhole) {
     Unaligned* vector = reinterpret_cast<Unaligned*>(memory);
     vector[0] = x.a;
