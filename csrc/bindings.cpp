@@ -131,9 +131,11 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
       });
   py::class_<Gatherer>(m, "Gatherer", py::module_local())
       .def(py::init<const py::object&, const py::list&, const std::vector<std::int64_t>&,
-                    const std::vector<std::uint64_t>&>())
+                    const std::vector<std::uint64_t>&, const py::list&>())
       .def("gather", &Gatherer::gather);
-  m.def("holds", &holds);
+  py::class_<Watch>(m, "Watch", py::module_local())
+      .def(py::init<const py::list&, const py::object&>())
+      .def("holds", &Watch::holds);
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_kernel", &cpu_kernel, py::return_value_policy::reference);
 

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/tensor_lists.h"
@@ -39,62 +40,61 @@ inline bool has_dtype(const dlpack::Tensor& tensor, std::int64_t dtype) {
 // compiled in: tensors describe themselves through DLPack, one C call each.
 class Gatherer {
  public:
-  // tensor_type: torch.Tensor, of torch 2.10 or later. groups: lists of parameters. For each of
-  // them, dtypes: the code of its gradient's dtype, or -1 where it is in no launch; places: the
-  // address of its entry in a launch's table of gradients, or 0.
-  Gatherer(const pybind11::object& tensor_type, const pybind11::list& groups,
-           const std::vector<std::int64_t>& dtypes, const std::vector<std::uint64_t>& places)
-      : type_(tensor_type), grad_(tensor_type.attr("grad")) {
+  // tensor_type: torch.Tensor, of torch 2.10 or later. For each of params, dtypes: the code of its
+  // gradient's dtype, or -1 where it is in no launch; places: the address of its entry in a
+  // launch's table of gradients, or 0. fixed: tensors that must stay where they are. Whoever makes
+  // a Gatherer keeps params and fixed alive.
+  Gatherer(const pybind11::object& tensor_type, const pybind11::list& params,
+           const std::vector<std::int64_t>& dtypes, const std::vector<std::uint64_t>& places,
+           const pybind11::list& fixed)
+      : grad_(tensor_type.attr("grad")) {
     const pybind11::capsule api = tensor_type.attr("__dlpack_c_exchange_api__");
     const auto* found = api.get_pointer<const dlpack::ExchangeApi>();
     while (found != nullptr && found->major != 1) found = found->previous;
     if (found == nullptr || found->tensor_from_object == nullptr)
       throw pybind11::import_error("torch speaks another version of DLPack");
     view_ = found->tensor_from_object;
-    for (const pybind11::handle group : groups) {
-      sizes_.push_back(PyList_Size(group.ptr()));
-      for (const pybind11::handle param : group) {
-        Planned planned = {};
-        planned.grad_dtype = dtypes.at(planned_.size());
-        planned.place = pointer<std::uint64_t>(places.at(planned_.size()));
-        if (planned.grad_dtype >= 0) {
-          const dlpack::Tensor t = view(param.ptr());
-          planned = {
-              planned.grad_dtype, planned.place, data(t), layouts_.size(), t.ndim, t.code, t.bits};
-          layouts_.insert(layouts_.end(), t.shape, t.shape + t.ndim);
-          layouts_.insert(layouts_.end(), t.strides, t.strides + t.ndim);
-        }
-        planned_.push_back(planned);
+    for (const pybind11::handle param : params) {
+      Planned planned = {};
+      planned.param = param.ptr();
+      planned.grad_dtype = dtypes.at(planned_.size());
+      planned.place = pointer<std::uint64_t>(places.at(planned_.size()));
+      if (planned.grad_dtype >= 0) {
+        const dlpack::Tensor t = view(param.ptr());
+        planned.data = data(t);
+        planned.layout = layouts_.size();
+        planned.ndim = t.ndim;
+        planned.code = t.code;
+        planned.bits = t.bits;
+        layouts_.insert(layouts_.end(), t.shape, t.shape + t.ndim);
+        layouts_.insert(layouts_.end(), t.strides, t.strides + t.ndim);
       }
+      planned_.push_back(planned);
     }
+    for (const pybind11::handle tensor : fixed)
+      fixed_.emplace_back(tensor.ptr(), data(view(tensor.ptr())));
   }
 
   // Writes the addresses of the gradients into the launches' tables, 0 for None, and tells whether
-  // there is any; or None where something is not as planned: a parameter added, moved, resized or
-  // in another group, a gradient of another dtype or layout, memory that is not there.
-  pybind11::object gather(const pybind11::list& groups) const {
-    if (std::size_t(PyList_GET_SIZE(groups.ptr())) != sizes_.size()) return pybind11::none();
+  // there is any; or None where something is not as planned: a parameter moved or resized, a
+  // gradient of another dtype or layout, memory that is not there.
+  pybind11::object gather() const {
+    for (const auto& [tensor, address] : fixed_)
+      if (data(view(tensor)) != address) return pybind11::none();
     bool any = false;
-    std::size_t i = 0;
-    for (std::size_t g = 0; g < sizes_.size(); ++g) {
-      PyObject* group = PyList_GET_ITEM(groups.ptr(), Py_ssize_t(g));
-      if (!PyList_Check(group) || PyList_GET_SIZE(group) != sizes_[g]) return pybind11::none();
-      for (Py_ssize_t k = 0; k < sizes_[g]; ++k, ++i) {
-        PyObject* param = PyList_GET_ITEM(group, k);
-        if (!PyObject_TypeCheck(param, reinterpret_cast<PyTypeObject*>(type_.ptr())))
-          return pybind11::none();
-        const pybind11::object grad = attribute(grad_, param);
-        std::uint64_t address = 0;
-        if (!fits(planned_[i], param, grad.ptr(), address)) return pybind11::none();
-        if (planned_[i].place != nullptr) *planned_[i].place = address;
-        any = any || address != 0;
-      }
+    for (const Planned& planned : planned_) {
+      const pybind11::object grad = attribute(grad_, planned.param);
+      std::uint64_t address = 0;
+      if (!fits(planned, grad.ptr(), address)) return pybind11::none();
+      if (planned.place != nullptr) *planned.place = address;
+      any = any || address != 0;
     }
     return pybind11::bool_(any);
   }
 
  private:
   struct Planned {
+    PyObject* param;
     std::int64_t grad_dtype;  // -1: in no launch
     std::uint64_t* place;
     std::uint64_t data;
@@ -104,10 +104,9 @@ class Gatherer {
   };
 
   // Whether a parameter and its gradient are as planned; `address` becomes the gradient's.
-  bool fits(const Planned& planned, PyObject* object, PyObject* grad,
-            std::uint64_t& address) const {
+  bool fits(const Planned& planned, PyObject* grad, std::uint64_t& address) const {
     if (planned.grad_dtype < 0) return grad == Py_None;
-    const dlpack::Tensor param = view(object);
+    const dlpack::Tensor param = view(planned.param);
     if (data(param) != planned.data || param.code != planned.code || param.bits != planned.bits ||
         param.ndim != planned.ndim)
       return false;
@@ -146,27 +145,60 @@ class Gatherer {
     return pybind11::reinterpret_steal<pybind11::object>(result);
   }
 
-  pybind11::object type_, grad_;
+  pybind11::object grad_;
   int (*view_)(void*, dlpack::Tensor*);
-  std::vector<Py_ssize_t> sizes_;
   std::vector<Planned> planned_;
   std::vector<std::int64_t> layouts_;
+  std::vector<std::pair<PyObject*, std::uint64_t>> fixed_;
 };
 
-// Whether a dict of dicts still holds exactly the objects of `planned`: each inner dict followed by
-// its values, in order.
-inline bool holds(const pybind11::dict& state, const pybind11::list& planned) {
-  Py_ssize_t i = 0, outer = 0;
-  const Py_ssize_t n = PyList_GET_SIZE(planned.ptr());
-  PyObject *key = nullptr, *inner = nullptr, *value = nullptr;
-  while (PyDict_Next(state.ptr(), &outer, &key, &inner)) {
-    if (i >= n || inner != PyList_GET_ITEM(planned.ptr(), i++) || !PyDict_Check(inner))
-      return false;
-    Py_ssize_t place = 0;
-    while (PyDict_Next(inner, &place, &key, &value))
-      if (i >= n || value != PyList_GET_ITEM(planned.ptr(), i++)) return false;
+// Whether a tree of dicts, lists and tuples holds the very objects that it held.
+class Watch {
+ public:
+  // found: what watch.py's contents() found, which must outlive this. without: a key of dicts that
+  // is left out, or None.
+  Watch(const pybind11::list& found, const pybind11::object& without) : without_(without) {
+    for (const pybind11::handle object : found) {
+      PyObject* ptr = object.ptr();
+      found_.emplace_back(ptr, PyDict_Check(ptr) || PyList_Check(ptr) || PyTuple_Check(ptr));
+    }
   }
-  return i == n;
-}
+
+  bool holds(const pybind11::object& tree) const {
+    auto at = found_.begin();
+    return same(tree.ptr(), at) && at == found_.end();
+  }
+
+ private:
+  using Found = std::vector<std::pair<PyObject*, bool>>;  // and whether it holds others
+
+  bool same(PyObject* tree, Found::const_iterator& at) const {
+    if (PyDict_Check(tree)) {
+      Py_ssize_t place = 0;
+      PyObject *key = nullptr, *value = nullptr;
+      while (PyDict_Next(tree, &place, &key, &value))
+        if (!left_out(key) && !next(value, at)) return false;
+      return true;
+    }
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(tree);
+    for (Py_ssize_t i = 0; i < size; ++i)
+      if (!next(PySequence_Fast_GET_ITEM(tree, i), at)) return false;
+    return true;
+  }
+
+  bool next(PyObject* object, Found::const_iterator& at) const {
+    if (at == found_.end() || at->first != object) return false;
+    return (at++)->second ? same(object, at) : true;
+  }
+
+  bool left_out(PyObject* key) const {
+    if (without_.is_none()) return false;
+    return key == without_.ptr() ||
+           (PyUnicode_Check(key) && PyUnicode_Compare(key, without_.ptr()) == 0);
+  }
+
+  pybind11::object without_;
+  Found found_;
+};
 
 }  // namespace fusedstep

@@ -80,17 +80,20 @@ void elements(const T* x, T* y, long n) {
   for (long i = 0; i < n; ++i) y[i] = fusedstep::cbrt(x[i]);
 }
 
+template <bool kWhole, class V, class T>
+void pack(const T* x, T* y, long n) {
+  V root;
+  load<kWhole>(root, x, n);
+  store<kWhole>(cbrt(root), y, n);
+}
+
 template <class T>
 void packs(const T* x, T* y, long n) {
-  constexpr long size = Pack<T>::kSize;
-  Pack<T> root;
+  using Whole = Pack<T>;
+  using Tail = Pack<T, kTailBytes>;
   long i = 0;
-  for (; i + size <= n; i += size) {
-    load<true>(root, x + i, size);
-    store<true>(cbrt(root), y + i, size);
-  }
-  load<false>(root, x + i, n - i);
-  store<false>(cbrt(root), y + i, n - i);
+  for (; i + Whole::kSize <= n; i += Whole::kSize) pack<true, Whole>(x + i, y + i, n - i);
+  for (; i < n; i += Tail::kSize) pack<false, Tail>(x + i, y + i, n - i);
 }
 
 extern "C" {

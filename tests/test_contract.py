@@ -132,6 +132,7 @@ ARROWS = {  # file: what it may use of the package
     "sums.py": set(),
     "sparse.py": set(),
     "step_table.py": set(),
+    "watch.py": {"_native"},
     "launch.py": {"step_table", "sums"},
     "reference_backend.py": {"launch", "reference", "sums"},
     "backends.py": {"launch", "reference_backend"},
@@ -145,10 +146,20 @@ ARROWS = {  # file: what it may use of the package
         "backends",
         "checks",
         "state_tensors",
-        "_native",
+        "watch",
         "optimizer",
     },
-    "optimizer.py": {"plan", "launch", "backends", "checks", "graphs", "keeps_state"},
+    "hooks.py": set(),
+    "optimizer.py": {
+        "plan",
+        "launch",
+        "backends",
+        "checks",
+        "graphs",
+        "hooks",
+        "keeps_state",
+        "watch",
+    },
 }
 
 

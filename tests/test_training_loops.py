@@ -7,6 +7,10 @@ import pytest
 import torch
 from fusedstep import testing
 from torch.optim import lr_scheduler, swa_utils
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from tests.training import (
     assert_same,
@@ -103,10 +107,30 @@ def test_how_a_tensor_is_cut_does_not_matter(case, backend, device):
 def test_hooks_run_before_and_after_a_step():
     params, told = model(), []
     optimizer = fusedstep.MAdam(params)
-    optimizer.register_step_pre_hook(lambda *_: told.append("pre"))
-    optimizer.register_step_post_hook(lambda *_: told.append("post"))
-    train(optimizer, params, 2)
-    assert told == ["pre", "post"] * 2
+    train(optimizer, params, 1)
+    hooks = [
+        optimizer.register_step_pre_hook(lambda *given: told.append(("pre", *given))),
+        optimizer.register_step_post_hook(lambda *given: told.append(("post", *given))),
+        register_optimizer_step_pre_hook(lambda *_: told.append("pre")),
+        register_optimizer_step_post_hook(lambda *_: told.append("post")),
+    ]
+    for hook in hooks:
+        train(optimizer, params, 1)
+        hook.remove()
+    given = (optimizer, (optimizer,), {})
+    own = [("pre", *given), ("post", *given)]
+    assert told == ["pre", *own, "post", "pre", own[1], "post", "pre", "post", "post"]
+    train(optimizer, params, 1)
+    assert len(told) == 10
+
+
+def test_a_profiler_sees_the_step_by_its_name():
+    params = model()
+    optimizer = fusedstep.MAdam(params)
+    give_gradients(params)
+    with torch.profiler.profile() as seen:
+        optimizer.step()
+    assert "Optimizer.step#MAdam.step" in {event.key for event in seen.key_averages()}
 
 
 @every_class

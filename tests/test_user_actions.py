@@ -62,7 +62,7 @@ class World:
 
     def step(self):
         if self.optimizer.backend == "reference":
-            self.optimizer._plan, self.optimizer._checked = None, []
+            self.optimizer._plan = self.optimizer._options = None
         self.optimizer.step()
 
     def save_and_load(self, backend, options):

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 HYPER_DTYPES = (torch.float32, torch.float64)
@@ -60,14 +61,15 @@ def betas(where: str, value) -> None:
 
 def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tensor]) -> None:
     """Require an eps that is not rounded to 0 where it keeps a denominator from 0."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) or np.float32(value * smallest_factor) != 0:
         return
     for p in params:
-        dtype = torch.float64 if p.dtype is torch.float64 else torch.float32
-        if torch.tensor(value * smallest_factor, dtype=torch.float64).to(dtype) == 0:
+        wide = p.dtype is torch.float64
+        if not wide or value * smallest_factor == 0:
             raise ValueError(
                 f"{where}: eps is {value!r}, which is 0 in the arithmetic of {p.dtype} parameters "
-                f"({dtype}) and would divide 0 by 0. Pass a larger eps."
+                f"({torch.float64 if wide else torch.float32}) and would divide 0 by 0. Pass a "
+                f"larger eps."
             )
 
 

@@ -59,7 +59,7 @@ class KeepsState(torch.optim.Optimizer):
         if loading is not None:
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
-        self._plan, self._norm_sq, self._checked = None, None, []
+        self._plan, self._norm_sq, self._options, self._kernels = None, None, None, []
         self._captured = getattr(self, "_captured", [])
         for group in self.param_groups:
             for name, value in self.defaults.items():

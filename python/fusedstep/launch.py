@@ -138,8 +138,8 @@ class Launch:
         self.grad, self.hyper, self.source = self._split(self.step_table.device)
         parts = (part.numpy() for part in self._split(self.step_table.host))
         self._host_grad, self._host_hyper, self._host_source = parts
-        self._values: list[tuple | None] = [None] * len(self.groups)
-        self._read_by_host = [False] * len(self.groups)  # tensors elsewhere: anew in each step
+        self._rows: list[tuple] = []  # of hyper-parameters, by group
+        self._with_tensors: list[int] = []  # rows that have any
 
     device = property(lambda self: self.kind.device)
     opmath = property(lambda self: self.kind.opmath)
@@ -196,23 +196,29 @@ class Launch:
     def grad_bytes(self) -> int:
         return self.grad_dtype.itemsize * self.elements
 
-    def set_hypers(self, row: int, values: tuple) -> None:
-        """Bring a row up to date: floats by value, 0-d tensors on this device by address. The tuple
-        that was given last is known to have the same values."""
-        if values is self._values[row] and not self._read_by_host[row]:
-            return
-        self._values[row], self._read_by_host[row] = values, False
-        for j, value in enumerate(values):
-            by_address = isinstance(value, torch.Tensor) and value.device == self.device
-            self._read_by_host[row] |= isinstance(value, torch.Tensor) and not by_address
-            self._host_hyper[row, j] = 0.0 if by_address else float(value)
-            self._host_source[row, j] = (
-                value.data_ptr() + (value.dtype is torch.float64) if by_address else 0
-            )
+    def set_rows(self, rows: list[tuple]) -> None:
+        """Enter every group's hyper-parameters. The list that was given last is known to be as it
+        was, but for where its tensors are and what they hold."""
+        if rows is not self._rows:
+            self._rows, own = rows, [rows[group] for group in self.groups]
+            numbers = [[0.0 if isinstance(v, torch.Tensor) else v for v in row] for row in own]
+            self._host_hyper[:], self._host_source[:] = numbers, 0
+            tensors = (any(isinstance(v, torch.Tensor) for v in row) for row in own)
+            self._with_tensors = [i for i, any_tensor in enumerate(tensors) if any_tensor]
+        for i in self._with_tensors:
+            self._set_tensors(i, rows[self.groups[i]])
+
+    def _set_tensors(self, i: int, row: tuple) -> None:
+        """Enter the 0-d tensors of a row: on this device by address, others by value."""
+        for j, value in enumerate(row):
+            if isinstance(value, torch.Tensor) and value.device == self.device:
+                self._host_source[i, j] = value.data_ptr() + (value.dtype is torch.float64)
+            elif isinstance(value, torch.Tensor):
+                self._host_hyper[i, j] = float(value)
 
     def hyper_row(self, group: int) -> list[float]:
         """The values a parameter group is updated with now; reads device tensors."""
-        return [float(value) for value in self._values[self.groups.index(group)]]
+        return [float(value) for value in self._rows[group]]
 
     def gradient_places(self) -> list[tuple[int, int]]:
         """Of every entry, its ``index`` and the address of its place in the table of gradients."""

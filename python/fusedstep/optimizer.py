@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import torch
 
 from . import checks, graphs
-from .backends import BACKENDS, choose
+from .backends import BACKENDS
+from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .launch import Access
 from .plan import Plan, make_plan
+from .watch import Watch
 
 FORMS = ("paper", "released")
 
@@ -72,8 +74,9 @@ class FusedOptimizer(KeepsState):
         self._plan: Plan | None = None
         self._captured: list[tuple] = []  # what CUDA graphs read in their replays
         self._norm_sq: torch.Tensor | None = None
-        self._checked: list[tuple] = []  # variant and hyper-parameters of groups that passed
-        self._rows: list[tuple] = []  # the hyper-parameters alone
+        self._options: Watch | None = None  # of groups whose hyper-parameters have passed
+        self._rows: list[tuple] = []  # those hyper-parameters
+        self._kernels: list[tuple] = []  # what of them calls for another kernel
         self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
         super().__init__(params, {**defaults, **common})
@@ -124,7 +127,7 @@ class FusedOptimizer(KeepsState):
     # The step
 
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
-    @torch.no_grad()
+    @with_hooks
     def step(self, closure=None):
         """Update all parameters that have a gradient; a step happens whole or not at all.
 
@@ -144,16 +147,14 @@ class FusedOptimizer(KeepsState):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [group["params"] for group in self.param_groups]
         rows = self._checked_rows()
-        plan, now, listed = self._plan, None, self.backend == "reference"
-        if plan is not None and plan.keeps(self.state):
-            now = plan.collect(groups, listed)
+        plan = self._plan
+        now = None if plan is None else plan.collect(self)
         if capturing:
             graphs.check_plan(self, plan if now else None)
         if now is None:
             self._plan, plan = None, make_plan(self)
-            now = plan.collect(groups, listed)
+            now = plan.collect(self)
             if now is None:
                 raise RuntimeError(
                     f"{type(self).__name__}: a parameter or gradient changed while its step was "
@@ -174,14 +175,13 @@ class FusedOptimizer(KeepsState):
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         checks.amp_tensor("grad_scale", grad_scale)
         checks.amp_tensor("found_inf", found_inf)
-        surveyed = self.surveyed_on()
-        survey = self.survey is not None and (
-            plan.surveyed is None or not _same_rows([surveyed], [plan.surveyed])
-        )
+        survey = False
+        if self.survey is not None:
+            surveyed = self.surveyed_on()
+            survey = plan.surveyed is None or not _same(surveyed, plan.surveyed)
         try:
             for launch in plan.launches:
-                for row, group in enumerate(launch.groups):
-                    launch.set_hypers(row, rows[group])
+                launch.set_rows(rows)
                 if capturing:
                     table = launch.step_table.capture()
                     self._captured.append((plan, rows, grad_scale, found_inf, table))
@@ -190,18 +190,21 @@ class FusedOptimizer(KeepsState):
                 launch.grads = grads
                 launch.grad_scale = _amp_tensor(grad_scale, launch.device)
                 launch.found_inf = _amp_tensor(found_inf, launch.device)
-            for launch, work in plan.passes(survey):
-                choose(self.backend, launch.device).apply(launch, work)
+            for backend, launch, work in plan.passes(survey):
+                backend.apply(launch, work)
         finally:
             for launch in plan.launches:
                 launch.grads = None  # or they would outlive zero_grad
-        plan.surveyed = surveyed
+        if survey:
+            plan.surveyed = surveyed
         for touched in plan.touched.values():
             touched.put_back()
         self._norm_sq = plan.grad_norm_sq()
 
     def _checked_rows(self) -> list[tuple]:
-        """Every group's hyper-parameters, checked where they changed; else the same tuples."""
+        """Every group's hyper-parameters: checked, and another list, where an option changed."""
+        if self._options is not None and self._options.holds(self.param_groups):
+            return self._rows
         try:
             rows = [
                 (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
@@ -210,16 +213,13 @@ class FusedOptimizer(KeepsState):
         except (TypeError, ValueError):
             self._check_groups()  # says it better
             raise
-        seen = [
-            (self.variant(g), g["max_grad_norm"] is None, *row)
-            for g, row in zip(self.param_groups, rows)
-        ]
-        if not _same_rows(seen, self._checked):
-            self._check_groups()
-            if [row[:2] for row in seen] != [row[:2] for row in self._checked]:
-                self._plan = None  # another kernel
-            self._checked, self._rows = seen, rows
-        return self._rows
+        self._check_groups()
+        kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in self.param_groups]
+        if kernels != self._kernels:
+            self._plan = None
+        self._kernels, self._rows = kernels, rows
+        self._options = Watch(self.param_groups, without="params")
+        return rows
 
     def _check_groups(self) -> None:
         for i, group in enumerate(self.param_groups):
@@ -271,12 +271,11 @@ class FusedOptimizer(KeepsState):
             graphs.make_live(self.param_groups[-1])
 
 
-def _same_rows(rows: list[tuple], others: list[tuple]) -> bool:
+def _same(values: tuple, others: tuple) -> bool:
     """Equality that never compares tensors by value, which would wait for the device."""
-    return [len(row) for row in rows] == [len(row) for row in others] and all(
+    return len(values) == len(others) and all(
         a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
-        for pair in zip(rows, others)
-        for a, b in zip(*pair)
+        for a, b in zip(values, others)
     )
 
 

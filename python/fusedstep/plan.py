@@ -8,17 +8,16 @@ hyper-parameters are brought up to date.
 
 from __future__ import annotations
 
-import operator
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from . import checks, state_tensors
-from .backends import choose
+from .backends import Backend, choose
 from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
 from .sparse import Touched
 from .sums import Sums
+from .watch import Watch, gatherer
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -27,57 +26,41 @@ GRAD_NORM = "grad_norm"  # the rule whose sum is the squared norm of all gradien
 OWN_HYPERS = 2  # maximize, max_grad_norm
 
 
-@cache
-def native():
-    """The compiled module, or None where it is not built."""
-    try:
-        from . import _native
-    except ImportError:
-        return None
-    return _native
-
-
-def _gatherer(groups: list[list[torch.Tensor]], codes: list[int], places: list[int]):
-    """Reads gradients without Python's own attribute calls; None before torch 2.10."""
-    if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-        return None
-    try:
-        return native().Gatherer(torch.Tensor, groups, codes, places)
-    except ImportError:  # another DLPack
-        return None
-
-
 class Plan:
     """The launches of one optimizer's step, and the facts they were planned on."""
 
     def __init__(
         self,
-        groups: list[list[torch.Tensor]],
+        optimizer: FusedOptimizer,
         launches: list[Launch],
-        state: dict,
+        backends: dict[torch.device, Backend],
         touched: dict[int, Touched],
     ):
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
+        self.backend = optimizer.backend
+        self.surveyed: tuple | None = None  # on what, see FusedOptimizer.surveyed_on
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
-        self._dtypes = [planned.get(i) for i in range(sum(map(len, groups)))]
-        self._facts = self._facts_of(groups)
-        codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
-        places = {i: place for launch in launches for i, place in launch.gradient_places()}
-        places = [places.get(i, 0) for i in range(len(codes))]
-        self._gatherer = None if touched else _gatherer(groups, codes, places)
-        self._state = _objects(state)
-        norms = [(launch, launch.norm) for launch in launches if launch.norm is not None]
-        works = zip(*(launch.passes for launch in launches), strict=True)
-        self._passes = norms + [pair for round in works for pair in zip(launches, round)]
-        self._survey = [(launch, launch.survey) for launch in launches]
+        lists = _lists(optimizer)
+        self._lists, self._state = Watch(lists), Watch(optimizer.state)
+        self._params = [p for params in lists for p in params]
+        self._dtypes = [planned.get(i) for i in range(len(self._params))]
         # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do.
         ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
-        witnesses = [t for e in ends for t in (*e.states, e.master) if t is not None]
-        self._witnesses = [] if touched else [(t, t.data_ptr()) for t in witnesses]
-        self.surveyed: tuple | None = None  # on what, see FusedOptimizer.surveyed_on
+        self._fixed = [t for e in ends for t in (*e.states, e.master) if t is not None]
+        self._facts, self._gatherer = self._facts_now(), None
+        if not touched and self.backend != "reference":  # which takes tensors, not addresses
+            codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
+            places = {i: place for launch in launches for i, place in launch.gradient_places()}
+            places = [places.get(i, 0) for i in range(len(codes))]
+            self._gatherer = gatherer(self._params, codes, places, self._fixed)
+        norms = [(launch, launch.norm) for launch in launches if launch.norm is not None]
+        rounds = zip(*(launch.passes for launch in launches), strict=True)
+        works = [*norms, *(pair for works in rounds for pair in zip(launches, works))]
+        self._passes = [(backends[launch.device], launch, work) for launch, work in works]
+        self._survey = [(backends[launch.device], launch, launch.survey) for launch in launches]
 
-    def passes(self, survey: bool) -> list[tuple[Launch, Pass]]:
+    def passes(self, survey: bool) -> list[tuple[Backend, Launch, Pass]]:
         """What to run, in order: a pass over all launches before the next begins."""
         return self._survey + self._passes if survey else self._passes
 
@@ -86,59 +69,52 @@ class Plan:
         norm = self.launches[0].norm if self.launches else None
         return None if norm is None else norm.sums.totals[0]
 
-    def keeps(self, state: dict) -> bool:
-        """Whether the optimizer's state holds the very tensors that the tables address."""
-        if any(t.data_ptr() != address for t, address in self._witnesses):
-            return False
-        if native() is not None:
-            return native().holds(state, self._state)
-        now = _objects(state)
-        return len(now) == len(self._state) and all(map(operator.is_, now, self._state))
-
-    def collect(
-        self, groups: list[list[torch.Tensor]], listed: bool
-    ) -> tuple[bool, list | None] | None:
+    def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list | None] | None:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
-        the gradients if ``listed``; or None where the plan no longer fits."""
-        if self._gatherer is not None and not listed:
+        the gradients where addresses do not suffice; or None where the plan no longer fits."""
+        if self.backend != optimizer.backend or not (
+            self._lists.holds(_lists(optimizer)) and self._state.holds(optimizer.state)
+        ):
+            return None
+        if self._gatherer is not None:
             try:
-                present = self._gatherer.gather(groups)
+                present = self._gatherer.gather()
             except (RuntimeError, BufferError):
                 present = None  # a tensor that does not describe itself
             if present is not None:
                 return present, None
+        return self._collect_each()
+
+    @torch.no_grad()
+    def _collect_each(self) -> tuple[bool, list] | None:
+        """The same, tensor by tensor, and gradients may have another layout."""
         try:
-            if self._facts_of(groups) != self._facts:
+            if self._facts_now() != self._facts:
                 return None
         except RuntimeError:
             return None  # memory without an address
-        params = [p for group in groups for p in group]
         grads = [
-            self.touched[i].grad if i in self.touched else p.grad for i, p in enumerate(params)
+            self.touched[i].grad if i in self.touched else p.grad
+            for i, p in enumerate(self._params)
         ]
-        if not self._fit(params, grads):
+        if not self._fit(grads):
             return None
         for launch in self.launches:
             launch.set_gradients(grads)
         return any(g is not None for g in grads), grads
 
-    def _facts_of(self, groups: list[list[torch.Tensor]]) -> list[list[tuple | None]]:
-        """What the tables depend on, of every parameter that is in one."""
-        dtypes = iter(self._dtypes)
-        return [
-            [
-                (p.data_ptr(), p.shape, p.stride(), p.dtype) if next(dtypes, None) else None
-                for p in g
-            ]
-            for g in groups
-        ]
+    def _facts_now(self) -> list[tuple | int]:
+        """What the tables depend on, of every parameter that is in one, and of their states."""
+        planned = [p for p, dtype in zip(self._params, self._dtypes, strict=True) if dtype]
+        facts = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in planned]
+        return facts + [t.data_ptr() for t in self._fixed]
 
-    def _fit(self, params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> bool:
+    def _fit(self, grads: list[torch.Tensor | None]) -> bool:
         """Give gradients their parameter's layout; False where one is not as planned."""
         for i, g in enumerate(grads):
             if g is None or i in self.touched:
                 continue
-            p = params[i]
+            p = self._params[i]
             if checks.is_sparse(g) or g.is_neg() or checks.without_memory(g):
                 return False
             if (g.dtype, g.shape, g.device) != (self._dtypes[i], p.shape, p.device):
@@ -148,6 +124,7 @@ class Plan:
         return True
 
 
+@torch.no_grad()
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make missing states, then the tables."""
     places = [
@@ -159,11 +136,11 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     wanted = [i for i, p in enumerate(params) if p.grad is not None or optimizer.state.get(p)]
     for where, group, p in (places[i] for i in wanted):
         checks.parameter(where, p)
-        choose(optimizer.backend, p.device)
         if p.grad is not None:
             checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
         layout = optimizer.state_layout(p, group)
         state_tensors.check(where, optimizer.state.get(p, {}), p, layout)
+    backends = {d: choose(optimizer.backend, d) for d in {params[i].device for i in wanted}}
     checks.no_overlap([(places[i][0], params[i]) for i in wanted])
     segments = optimizer.segments() if optimizer.sums else []
     if segments:
@@ -200,8 +177,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             norm = Sums(1, numels, [0] * len(params), planned, device)
         for launch in here:
             _plan_passes(optimizer, launch, sums, norm)
-    lists = [group["params"] for group in optimizer.param_groups]
-    return Plan(lists, launches, optimizer.state, touched)
+    return Plan(optimizer, launches, backends, touched)
 
 
 def _entry(
@@ -250,6 +226,5 @@ def _plan_passes(
         launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
 
 
-def _objects(state: dict) -> list:
-    """Every parameter's state dict, followed by what it holds."""
-    return [x for inner in state.values() for x in (inner, *inner.values())]
+def _lists(optimizer: FusedOptimizer) -> list[list[torch.Tensor]]:
+    return [group["params"] for group in optimizer.param_groups]
