@@ -173,7 +173,9 @@ FUSEDSTEP_HD V cbrt(V x) {
   const V size = bit_cast<V>(bits & ~sign);
   // A power of 8 takes the size to where nothing overflows and no bits are lost.
   const auto low = size < tiny;
-  const V a = size * select(low, V(grow), V(T(0x1p-6)));
+  const V scaled = size * select(low, V(grow), V(T(0x1p-6)));
+  // In place of 0, whose steps would be subnormal, which is slow
+  const V a = select(size > T(0), scaled, V(T(1)));
   // A third of the exponent: an error of 3.3 percent
   V y = bit_cast<V>(bit_cast<WordOf<V>>(a) / W(3) + third);
   // Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3

@@ -80,7 +80,9 @@ def cbrt(x):
     size = (bits & ~sign).view(opmath)
     # A power of 8 takes the size to where nothing overflows and no bits are lost.
     low = size < tiny
-    a = size * select(low, grow, opmath(2.0**-6))
+    scaled = size * select(low, grow, opmath(2.0**-6))
+    # In place of 0, whose steps would be subnormal, which is slow
+    a = select(size > 0, scaled, opmath(1))
     # A third of the exponent: an error of 3.3 percent
     y = (a.view(word) // word(3) + third).view(opmath)
     # Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3
