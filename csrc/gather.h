@@ -152,7 +152,7 @@ class Gatherer {
   std::vector<std::pair<PyObject*, std::uint64_t>> fixed_;
 };
 
-// Whether a tree of dicts, lists and tuples holds the very objects that it held.
+// Whether a tree of dicts and lists holds the very objects that it held.
 class Watch {
  public:
   // found: what watch.py's contents() found, which must outlive this. without: a key of dicts that
@@ -160,7 +160,7 @@ class Watch {
   Watch(const pybind11::list& found, const pybind11::object& without) : without_(without) {
     for (const pybind11::handle object : found) {
       PyObject* ptr = object.ptr();
-      found_.emplace_back(ptr, PyDict_Check(ptr) || PyList_Check(ptr) || PyTuple_Check(ptr));
+      found_.emplace_back(ptr, PyDict_Check(ptr) || PyList_Check(ptr));
     }
   }
 
@@ -180,9 +180,9 @@ class Watch {
         if (!left_out(key) && !next(value, at)) return false;
       return true;
     }
-    const Py_ssize_t size = PySequence_Fast_GET_SIZE(tree);
-    for (Py_ssize_t i = 0; i < size; ++i)
-      if (!next(PySequence_Fast_GET_ITEM(tree, i), at)) return false;
+    if (!PyList_Check(tree)) return false;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tree); ++i)
+      if (!next(PyList_GET_ITEM(tree, i), at)) return false;
     return true;
   }
 

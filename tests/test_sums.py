@@ -200,7 +200,7 @@ def test_momentum_of_madgrad_does_not_come_or_go():
     optimizer = fusedstep.MADGRAD([p], momentum=0.0)
     optimizer.step()
     optimizer.param_groups[0]["momentum"] = 0.9
-    refused("momentum is 0.9, but its parameters have stepped without momentum", optimizer.step)
+    refused("momentum is 0.9, but the parameter has stepped without momentum", optimizer.step)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from .sums import Sums, chunk_counts
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
+NUMBERS = {float, int, bool}
+
 
 def opmath_of(param_dtype: torch.dtype) -> torch.dtype:
     """What a parameter's step is computed in (N1)."""
@@ -129,7 +131,8 @@ class Launch:
         self.chunk = torch.from_numpy(chunk_table(numels)).to(self.device)
         self.address = self._int64(columns).t().contiguous()
         self.numel = self._int64(numels)
-        self.row = self._int64([self.groups.index(e.group) for e in self.entries])
+        row_of = {group: row for row, group in enumerate(self.groups)}
+        self.row = self._int64([row_of[e.group] for e in self.entries])
         self.slot = self._int64(self.slots[self.index])
         self.ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
 
@@ -201,10 +204,12 @@ class Launch:
         was, but for where its tensors are and what they hold."""
         if rows is not self._rows:
             self._rows, own = rows, [rows[group] for group in self.groups]
-            numbers = [[0.0 if isinstance(v, torch.Tensor) else v for v in row] for row in own]
-            self._host_hyper[:], self._host_source[:] = numbers, 0
-            tensors = (any(isinstance(v, torch.Tensor) for v in row) for row in own)
-            self._with_tensors = [i for i, any_tensor in enumerate(tensors) if any_tensor]
+            self._with_tensors = [
+                i for i, row in enumerate(own) if not {*map(type, row)} <= NUMBERS
+            ]
+            for i in self._with_tensors:
+                own[i] = tuple(0.0 if isinstance(v, torch.Tensor) else v for v in own[i])
+            self._host_hyper[:], self._host_source[:] = own, 0
         for i in self._with_tensors:
             self._set_tensors(i, rows[self.groups[i]])
 

@@ -103,10 +103,11 @@ class MADGRAD(FusedOptimizer):
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.hyper_in(where, "momentum", group["momentum"], 0.0, 1.0)
-        stepped = [self.state[p] for p in group["params"] if "grad_sum" in self.state.get(p, {})]
-        if any(("x0" in state) == bool(self.variant(group)) for state in stepped):
+
+    def check_state(self, where, group, state):
+        if "grad_sum" in state and ("x0" in state) == bool(self.variant(group)):
             raise ValueError(
-                f"{where}: momentum is {group['momentum']!r}, but its parameters have stepped "
-                f"{'with' if self.variant(group) else 'without'} momentum and their state differs. "
+                f"{where}: momentum is {group['momentum']!r}, but the parameter has stepped "
+                f"{'with' if self.variant(group) else 'without'} momentum and its state differs. "
                 f"Build a new optimizer."
             )

@@ -124,6 +124,9 @@ class FusedOptimizer(KeepsState):
             checks.hyper_in(where, "eps", group["eps"], 0.0)
         checks.one_of(where, "form", group["form"], FORMS)
 
+    def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """Raise on a parameter's state that the group's options cannot go on from."""
+
     # The step
 
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group

@@ -8,7 +8,7 @@ hyper-parameters are brought up to date.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from . import checks, state_tensors
 from .backends import Backend, choose
 from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
 from .sparse import Touched
+from .state_tensors import Slot
 from .sums import Sums
 from .watch import Watch, gatherer
 
@@ -124,90 +125,113 @@ class Plan:
         return True
 
 
+class _Alike(NamedTuple):
+    """What parameters of one group and dtype have in common."""
+
+    group: int
+    variant: int
+    layout: dict[str, Slot]
+    states: list[str]
+    constants: int
+    master: bool
+
+
+def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
+    group = optimizer.param_groups[index]
+    states = list(optimizer.states(group))
+    return _Alike(
+        index,
+        optimizer.variant(group),
+        optimizer.state_layout(p, group),
+        states,
+        sum(name in optimizer.constant_states for name in states),
+        optimizer.has_master(p),
+    )
+
+
 @torch.no_grad()
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make missing states, then the tables."""
-    places = [
-        (optimizer.where(g, i), group, p)
-        for g, group in enumerate(optimizer.param_groups)
-        for i, p in enumerate(group["params"])
-    ]
-    params = [p for _, _, p in places]
-    wanted = [i for i, p in enumerate(params) if p.grad is not None or optimizer.state.get(p)]
-    for where, group, p in (places[i] for i in wanted):
-        checks.parameter(where, p)
-        if p.grad is not None:
-            checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
-        layout = optimizer.state_layout(p, group)
-        state_tensors.check(where, optimizer.state.get(p, {}), p, layout)
-    backends = {d: choose(optimizer.backend, d) for d in {params[i].device for i in wanted}}
-    checks.no_overlap([(places[i][0], params[i]) for i in wanted])
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    numels = [p.numel() for p in params]
+    planned: list[tuple[int, str, torch.Tensor, _Alike, list[str]]] = []
+    known: dict[tuple[int, torch.dtype], _Alike] = {}
+    i = -1
+    for g, group in enumerate(optimizer.param_groups):
+        for k, p in enumerate(group["params"]):
+            i += 1
+            state = optimizer.state.get(p, {})
+            if p.grad is None and not state:
+                continue
+            where = optimizer.where(g, k)
+            checks.parameter(where, p)
+            if p.grad is not None:
+                checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
+            optimizer.check_state(where, group, state)
+            if (g, p.dtype) not in known:
+                known[g, p.dtype] = _alike(optimizer, g, p)
+            alike = known[g, p.dtype]
+            unfit = state_tensors.check(where, state, p, alike.layout)
+            planned.append((i, where, p, alike, unfit))
+    devices = {p.device for _, _, p, *_ in planned}
+    backends = {device: choose(optimizer.backend, device) for device in devices}
+    checks.no_overlap([(where, p) for _, where, p, *_ in planned])
     segments = optimizer.segments() if optimizer.sums else []
     if segments:
-        checks.one_device(type(optimizer).__name__, [(segments[i], params[i]) for i in wanted])
+        name = type(optimizer).__name__
+        checks.one_device(name, [(segments[i], p) for i, _, p, *_ in planned])
     if optimizer.clips():
-        checks.one_device("max_grad_norm", [(0, params[i]) for i in wanted])
+        checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
 
-    groups = [g for g, group in enumerate(optimizer.param_groups) for _ in group["params"]]
-    numels = [p.numel() for p in params]
     slots = Sums.slots(numels)
-    touched = {i: Touched(params[i].grad) for i in wanted if checks.is_sparse(params[i].grad)}
+    touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}
     kinds: dict[Kind, list[Entry]] = {}
-    for i in wanted:
-        kind, entry = _entry(optimizer, i, groups[i], params[i], touched.get(i))
+    for i, _, p, alike, unfit in planned:
+        state_tensors.complete(optimizer.state[p], p, alike.layout, unfit)
+        kind, entry = _entry(optimizer, i, p, alike, touched.get(i))
         kinds.setdefault(kind, []).append(entry)
+    hypers = OWN_HYPERS + len(optimizer.hypers)
     launches = [
-        Launch(
-            kind,
-            entries,
-            sorted({e.group for e in entries}),
-            OWN_HYPERS + len(optimizer.hypers),
-            slots,
-        )
+        Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
         for kind, entries in kinds.items()
     ]
-    for device in {launch.device for launch in launches}:
+    for device in devices:
         here = [launch for launch in launches if launch.device == device]
-        planned = [e.index for launch in here for e in launch.entries]
+        indices = [e.index for launch in here for e in launch.entries]
         sums = norm = None
         if optimizer.sums:
             totals = optimizer.segment_totals(device)
-            sums = Sums(optimizer.sums, numels, segments, planned, device, totals)
+            sums = Sums(optimizer.sums, numels, segments, indices, device, totals)
         if optimizer.clips():
-            norm = Sums(1, numels, [0] * len(params), planned, device)
+            norm = Sums(1, numels, [0] * len(params), indices, device)
         for launch in here:
             _plan_passes(optimizer, launch, sums, norm)
     return Plan(optimizer, launches, backends, touched)
 
 
 def _entry(
-    optimizer: FusedOptimizer,
-    index: int,
-    group_index: int,
-    p: torch.Tensor,
-    touched: Touched | None,
+    optimizer: FusedOptimizer, index: int, p: torch.Tensor, alike: _Alike, touched: Touched | None
 ) -> tuple[Kind, Entry]:
-    """A parameter's place in the tables; its missing states are made."""
-    group, state = optimizer.param_groups[group_index], optimizer.state[p]
-    state_tensors.complete(state, p, optimizer.state_layout(p, group))
+    """A parameter's place in the tables."""
+    state = optimizer.state[p]
     memory = (lambda full: full) if touched is None else touched.gather
     entry = Entry(
         index=index,
-        group=group_index,
+        group=alike.group,
         param=memory(p),
-        master=memory(state["master_param"]) if optimizer.has_master(p) else None,
+        master=memory(state["master_param"]) if alike.master else None,
         step=state["step"],
-        states=[memory(state[name]) for name in optimizer.states(group)],
+        states=[memory(state[name]) for name in alike.states],
         carried=[state[name] for name in optimizer.carried],
-        constants=sum(name in optimizer.constant_states for name in optimizer.states(group)),
+        constants=alike.constants,
     )
     kind = Kind(
         device=p.device,
-        variant=optimizer.variant(group),
+        variant=alike.variant,
         param_dtype=p.dtype,
         grad_dtype=p.dtype if p.grad is None else p.grad.dtype,
         exp_avg_dtype=entry.states[0].dtype,
-        master=entry.master is not None,
+        master=alike.master,
     )
     return kind, entry
 

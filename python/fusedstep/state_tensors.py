@@ -17,20 +17,28 @@ class Slot(NamedTuple):
     scalar: bool = False  # 0-d instead of the parameter's shape
 
 
-def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) -> None:
+def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) -> list[str]:
     """Require that what the state holds already can be brought into its slots.
+
+    Returns:
+        The names of what is not there yet: missing, or of another dtype, device or layout.
 
     Raises:
         ValueError, NotImplementedError: an entry does not fit.
     """
-    for name, slot in layout.items():
+    unfit = [name for name, slot in layout.items() if not _fits(state.get(name), p, slot)]
+    for name in unfit:
         if name in state:
-            checks.state(where, name, state[name], p, slot.scalar)
+            checks.state(where, name, state[name], p, layout[name].scalar)
+    return unfit
 
 
-def complete(state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot]) -> None:
+def complete(
+    state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot], unfit: list[str]
+) -> None:
     """Add what the state lacks, and bring what it has to the kernels' dtype, device and layout."""
-    for name, slot in layout.items():
+    for name in unfit:
+        slot = layout[name]
         if name in state:
             state[name] = _fitted(state[name], p, slot)
         elif slot.fill is None:
@@ -64,6 +72,18 @@ def adopt(
         name: _fitted(value, p, layout[name], copy=True) if name in layout else value
         for name, value in loaded.items()
     }
+
+
+def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:
+    """Whether kernels can take an entry as it is."""
+    if type(value) is not torch.Tensor or value.layout is not torch.strided:
+        return False
+    if value.dtype is not slot.dtype or value.device != p.device:
+        return False
+    if slot.scalar:
+        return value.ndim == 0
+    same = value.shape == p.shape and value.stride() == p.stride()
+    return same and not checks.without_memory(value)
 
 
 def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torch.Tensor:

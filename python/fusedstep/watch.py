@@ -20,18 +20,18 @@ def native():
     return _native
 
 
-def contents(tree: dict | list | tuple, without: str | None = None) -> list[Any]:
-    """What a tree of dicts, lists and tuples holds, each of them followed by what it holds itself;
-    entries of dicts under the key ``without`` are left out."""
+def contents(tree: dict | list, without: str | None = None) -> list[Any]:
+    """What a tree of dicts and lists holds, each of them followed by what it holds itself; entries
+    of dicts under the key ``without`` are left out."""
     found = []
     for value in _values(tree, without):
         found.append(value)
-        if isinstance(value, (dict, list, tuple)):
+        if isinstance(value, (dict, list)):
             found += contents(value, without)
     return found
 
 
-def _values(tree: dict | list | tuple, without: str | None) -> Iterable[Any]:
+def _values(tree: dict | list, without: str | None) -> Iterable[Any]:
     if not isinstance(tree, dict):
         return tree
     if without is None:
@@ -40,14 +40,14 @@ def _values(tree: dict | list | tuple, without: str | None) -> Iterable[Any]:
 
 
 class Watch:
-    """The very objects that a tree holds."""
+    """The very objects that a tree of dicts and lists holds. Of them, only these may change."""
 
-    def __init__(self, tree: dict | list | tuple, without: str | None = None):
+    def __init__(self, tree: dict | list, without: str | None = None):
         self._found, self._without = contents(tree, without), without
         if native() is not None:
             self.holds = native().Watch(self._found, without).holds
 
-    def holds(self, tree: dict | list | tuple) -> bool:
+    def holds(self, tree: dict | list) -> bool:
         """Whether a tree holds them and no others, in the same order."""
         now = contents(tree, self._without)
         return len(now) == len(self._found) and all(map(operator.is_, now, self._found))
