@@ -46,15 +46,21 @@ class Gatherer {
   // a Gatherer keeps params and fixed alive.
   Gatherer(const pybind11::object& tensor_type, const pybind11::list& params,
            const std::vector<std::int64_t>& dtypes, const std::vector<std::uint64_t>& places,
-           const pybind11::list& fixed)
-      : grad_(tensor_type.attr("grad")) {
+           const pybind11::list& fixed) {
+    const pybind11::object grad = tensor_type.attr("grad");
+    if (Py_TYPE(grad.ptr()) != &PyGetSetDescr_Type)
+      throw pybind11::import_error("torch.Tensor.grad is no attribute of C");
+    get_grad_ = reinterpret_cast<PyGetSetDescrObject*>(grad.ptr())->d_getset;
     const pybind11::capsule api = tensor_type.attr("__dlpack_c_exchange_api__");
     const auto* found = api.get_pointer<const dlpack::ExchangeApi>();
     while (found != nullptr && found->major != 1) found = found->previous;
     if (found == nullptr || found->tensor_from_object == nullptr)
       throw pybind11::import_error("torch speaks another version of DLPack");
     view_ = found->tensor_from_object;
+    auto* type = reinterpret_cast<PyTypeObject*>(tensor_type.ptr());
     for (const pybind11::handle param : params) {
+      if (!PyObject_TypeCheck(param.ptr(), type))
+        throw pybind11::import_error("a parameter is no tensor");
       Planned planned = {};
       planned.param = param.ptr();
       planned.grad_dtype = dtypes.at(planned_.size());
@@ -83,7 +89,7 @@ class Gatherer {
       if (data(view(tensor)) != address) return pybind11::none();
     bool any = false;
     for (const Planned& planned : planned_) {
-      const pybind11::object grad = attribute(grad_, planned.param);
+      const pybind11::object grad = grad_of(planned.param);
       std::uint64_t address = 0;
       if (!fits(planned, grad.ptr(), address)) return pybind11::none();
       if (planned.place != nullptr) *planned.place = address;
@@ -138,14 +144,13 @@ class Gatherer {
     for (int i = 0; i < tensor.ndim; ++i) n *= tensor.shape[i];
     return n;
   }
-  static pybind11::object attribute(const pybind11::object& descriptor, PyObject* self) {
-    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(self));
-    PyObject* result = Py_TYPE(descriptor.ptr())->tp_descr_get(descriptor.ptr(), self, type);
-    if (result == nullptr) throw pybind11::error_already_set();
-    return pybind11::reinterpret_steal<pybind11::object>(result);
+  pybind11::object grad_of(PyObject* param) const {
+    PyObject* grad = get_grad_->get(param, get_grad_->closure);
+    if (grad == nullptr) throw pybind11::error_already_set();
+    return pybind11::reinterpret_steal<pybind11::object>(grad);
   }
 
-  pybind11::object grad_;
+  const PyGetSetDef* get_grad_;  // of torch.Tensor.grad, which its type keeps
   int (*view_)(void*, dlpack::Tensor*);
   std::vector<Planned> planned_;
   std::vector<std::int64_t> layouts_;

@@ -203,6 +203,15 @@ def test_momentum_of_madgrad_does_not_come_or_go():
     refused("momentum is 0.9, but the parameter has stepped without momentum", optimizer.step)
 
 
+def test_a_parameter_of_madgrad_stays_with_its_momentum():
+    p, q = parameters([3, 3], (torch.float32,), "cpu")
+    optimizer = fusedstep.MADGRAD([{"params": [p], "momentum": 0.0}, {"params": [q]}])
+    optimizer.step()
+    first, second = (group["params"] for group in optimizer.param_groups)
+    second.append(first.pop())
+    refused("group 1, parameter 1: momentum is 0.9, .* without momentum", optimizer.step)
+
+
 @pytest.mark.parametrize(
     "cls, options",
     [

@@ -56,11 +56,11 @@ class Watch:
 def gatherer(
     params: list[torch.Tensor], dtypes: list[int], places: list[int], fixed: list[torch.Tensor]
 ):
-    """Reads and checks gradients without Python's own attribute calls, see csrc/gather.h; None
-    before torch 2.10."""
+    """What reads and checks gradients without Python's attribute calls (csrc/gather.h); None before
+    torch 2.10, and where a parameter is no tensor."""
     if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
     try:
         return native().Gatherer(torch.Tensor, params, dtypes, places, fixed)
-    except ImportError:  # another DLPack
+    except ImportError:
         return None
