@@ -85,6 +85,11 @@ class Side:
             p.grad = torch.ones_like(p, dtype=self.contender.mode.grad)
         return self._host()
 
+    def scheduled(self) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] * 0.999
+        return self.fresh()
+
     def unchanged(self) -> float:
         return self._host()
 
@@ -97,6 +102,7 @@ DEVICE_PHASES = {"step": Side.device_step}
 HOST_PHASES = {
     "first": Side.first,
     "fresh": Side.fresh,
+    "scheduled": Side.scheduled,
     "unchanged": Side.unchanged,
     "loaded": Side.loaded,
 }
