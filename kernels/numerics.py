@@ -99,30 +99,28 @@ def cbrt(x):
     word: tl.constexpr = tl.uint64 if wide else tl.uint32
     opmath: tl.constexpr = x.dtype
     sign: tl.constexpr = 1 << (63 if wide else 31)
-    third: tl.constexpr = 0x2A9F7893782DA1CE if wide else 0x2A5119F2  # of one's exponent, tuned
-    half: tl.constexpr = 1 << (35 if wide else 15)  # of what c drops, 2/3 of opmath's precision
-    kept: tl.constexpr = 2 * sign - 2 * half
-    tiny: tl.constexpr = 2.0**-600 if wide else 2.0**-60
+    drop: tl.constexpr = 22 if wide else 13
+    third: tl.constexpr = 1398101 if wide else 2731  # 2^drop / 3
+    start: tl.constexpr = 0x553EE90FF9724800 if wide else 0x54A30000  # 4/3 of one's bits, tuned
+    smallest: tl.constexpr = 2.0**-1022 if wide else 2.0**-126
 
     bits = x.to(word, bitcast=True)
     size = (bits & (sign - 1)).to(opmath, bitcast=True)
-    # A power of 8 takes the size to where nothing overflows and no bits are lost.
-    low = size < tiny
-    scaled = size * select(low, 1 / tiny, 2.0**-6)
-    # In place of 0, whose steps would be subnormal, which is slow
-    a = select(size > 0.0, scaled, 1.0)
-    # A third of the exponent: an error of 3.3 percent
-    y = (a.to(word, bitcast=True) // 3 + third).to(opmath, bitcast=True)
-    # Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3
+    # A power of 8 makes a subnormal number a normal one.
+    low = size < smallest
+    a = size * select(low, 2.0**54 if wide else 2.0**24, 1.0)
+    # r = a^(-1/3): a third of the exponent, negated, an error of 4 percent
+    r = (start - (a.to(word, bitcast=True) >> drop) * third).to(opmath, bitcast=True)
     for _ in tl.static_range(2 if wide else 1):
-        cube = y * y * y
-        y = y * div(cube + 2.0 * a, 2.0 * cube + a)
-    # c is y rounded, so that a - c^3 is exact:  y - c = (a - c^3) / (y^2 + y c + c^2)
-    c = ((y.to(word, bitcast=True) + half) & kept).to(opmath, bitcast=True)
-    y = c + div(a - c * c * c, y * (y + c) + c * c)
-    y = y * select(low, 2.0**-200 if wide else 2.0**-20, 4.0)
-    root = (y.to(word, bitcast=True) | (bits & sign)).to(opmath, bitcast=True)
-    return select((size > 0.0) & (size < float("inf")), root, x)
+        # h = 1 - a r^3,  r = r (1 - h)^(-1/3) = r (1 + h/3 + 2/9 h^2 + ...)
+        h = 1.0 - a * r * r * r
+        r = r + r * (h * (1.0 / 3.0 + 2.0 / 9.0 * h))
+    # y = a r^2,  h = 1 - a r^3,  y = y (1 - h)^(-2/3) = y (1 + 2/3 h + 5/9 h^2 + ...)
+    y = a * r * r
+    h = 1.0 - y * r
+    y = y + y * (h * (2.0 / 3.0 + 5.0 / 9.0 * h))
+    y = y * select(low, 2.0**-18 if wide else 2.0**-8, 1.0)
+    return (y.to(word, bitcast=True) | (bits & sign)).to(opmath, bitcast=True)
 
 
 @triton.jit

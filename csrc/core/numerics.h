@@ -163,32 +163,28 @@ FUSEDSTEP_HD V cbrt(V x) {
   using W = WordOf<T>;
   constexpr bool wide = sizeof(T) == sizeof(double);
   constexpr W sign = W(1) << (wide ? 63 : 31);
-  constexpr W third = wide ? 0x2A9F7893782DA1CE : 0x2A5119F2;  // of one's exponent, tuned
-  constexpr W half = W(1) << (wide ? 35 : 15);  // of what c drops, 2/3 of T's precision
-  constexpr W kept = ~(half + half - 1);
-  constexpr T inf = std::numeric_limits<T>::infinity();
-  constexpr T tiny = wide ? 0x1p-600 : 0x1p-60, grow = 1 / tiny;
+  constexpr W drop = wide ? 22 : 13, third = wide ? 1398101 : 2731;  // 2^drop / 3
+  constexpr W start = wide ? 0x553EE90FF9724800 : 0x54A30000;        // 4/3 of one's bits, tuned
+  constexpr T smallest = std::numeric_limits<T>::min();
 
   const WordOf<V> bits = bit_cast<WordOf<V>>(x);
   const V size = bit_cast<V>(bits & ~sign);
-  // A power of 8 takes the size to where nothing overflows and no bits are lost.
-  const auto low = size < tiny;
-  const V scaled = size * select(low, V(grow), V(T(0x1p-6)));
-  // In place of 0, whose steps would be subnormal, which is slow
-  const V a = select(size > T(0), scaled, V(T(1)));
-  // A third of the exponent: an error of 3.3 percent
-  V y = bit_cast<V>(bit_cast<WordOf<V>>(a) / W(3) + third);
-  // Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3
+  // A power of 8 makes a subnormal number a normal one.
+  const auto low = size < smallest;
+  const V a = size * select(low, V(wide ? T(0x1p54) : T(0x1p24)), V(T(1)));
+  // r = a^(-1/3): a third of the exponent, negated, an error of 4 percent
+  V r = bit_cast<V>(start - (bit_cast<WordOf<V>>(a) >> drop) * third);
   for (int step = 0; step < (wide ? 2 : 1); ++step) {
-    const V cube = y * y * y;
-    y = y * div(cube + T(2) * a, T(2) * cube + a);
+    // h = 1 - a r^3,  r = r (1 - h)^(-1/3) = r (1 + h/3 + 2/9 h^2 + ...)
+    const V h = T(1) - a * r * r * r;
+    r = r + r * (h * (T(1) / T(3) + T(2) / T(9) * h));
   }
-  // c is y rounded, so that a - c^3 is exact:  y - c = (a - c^3) / (y^2 + y c + c^2)
-  const V c = bit_cast<V>((bit_cast<WordOf<V>>(y) + half) & kept);
-  y = c + div(a - c * c * c, y * (y + c) + c * c);
-  y = y * select(low, V(wide ? T(0x1p-200) : T(0x1p-20)), V(T(4)));
-  const V root = bit_cast<V>(bit_cast<WordOf<V>>(y) | (bits & sign));
-  return select((size > T(0)) & (size < inf), root, x);
+  // y = a r^2,  h = 1 - a r^3,  y = y (1 - h)^(-2/3) = y (1 + 2/3 h + 5/9 h^2 + ...)
+  V y = a * r * r;
+  const V h = T(1) - y * r;
+  y = y + y * (h * (T(2) / T(3) + T(5) / T(9) * h));
+  y = y * select(low, V(wide ? T(0x1p-18) : T(0x1p-8)), V(T(1)));
+  return bit_cast<V>(bit_cast<WordOf<V>>(y) | (bits & sign));
 }
 
 // beta^t by squaring (N6).

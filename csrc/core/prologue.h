@@ -45,7 +45,7 @@ FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) 
     result.carried[j] =
         *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
   double sums[kMaxSums] = {};
-  if constexpr (Rule::kSums > 0)
+  if constexpr (kReadsSums<Rule>)
     for (int k = 0; k < Rule::kSums; ++k) sums[k] = sums_of(launch, launch.segment[tensor])[k];
   result.faded = Rule::faded(result.carried);
   result.t = *pointer<const std::int64_t>(address_of(launch, kStep, tensor)) + 1;

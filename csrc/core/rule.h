@@ -9,7 +9,8 @@
 //
 // A rule with kSums > 0 takes part in sums of squares over a segment of the parameters (a tensor, a
 // group, all: the front end says which). Its functions have one argument more:
-//     scalars(hyper, t, carried, sums)  float64 [kSums], as they were before this launch
+//     scalars(hyper, t, carried, sums)  float64 [kSums], as they were before this launch; only
+//                                       passes that move parameters may use them
 //     update(scalars, g, p, state, out)  out [kSums]: with kEmits, what this element adds, squared
 //
 // Hyper-parameters, states and carried scalars stand in the order in which the front end
@@ -98,6 +99,9 @@ constexpr bool check_rule() {
   static_assert((Rule::kVariants & (Rule::kVariants - 1)) == 0, "kVariants is a power of two");
   return true;
 }
+
+template <class Rule>
+constexpr bool kReadsSums = Rule::kSums > 0 && Rule::kMovesParam;
 
 // States that are written; the others follow them.
 template <class Rule>

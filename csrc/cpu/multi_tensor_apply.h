@@ -10,6 +10,7 @@
 #include "core/registry.h"
 #include "cpu/float_environment.h"
 #include "cpu/pack.h"
+#include "cpu/squares.h"
 #include "cpu/widen.h"
 
 #define FUSEDSTEP_STRING_(x) #x
@@ -48,7 +49,8 @@ struct Block {
   const T* g;
   T* p;
   T* state[Rule::kStates > 0 ? Rule::kStates : 1];
-  T* out[kMaxSums];  // what the elements add to the sums, before squaring
+  double* lanes[kMaxSums];  // the first element's of every sum
+  T* counted;
 };
 
 // A pack of a block from its element i on, or as much of it as the n elements that are left.
@@ -63,7 +65,8 @@ FUSEDSTEP_HD void update_pack(const typename Rule::Scalars& scalars, const Block
   update_of<Rule>(scalars, g, p, state, out);
   if constexpr (Rule::kMovesParam) store<kWhole>(p, block.p + i, n);
   (store<kWhole>(state[M], block.state[M] + i, n), ...);
-  if constexpr (Rule::kEmits) (store<kWhole>(out[O], block.out[O] + i, n), ...);
+  if constexpr (Rule::kEmits)
+    (emit<V, kWhole, Rule, int(O)>(out[O], block.lanes[O] + i, block.counted, n), ...);
 }
 
 template <class Rule>
@@ -87,7 +90,7 @@ template <class Rule>
 struct Scratch {
   using T = typename Rule::opmath;
   alignas(64) T g[kBlock], p[kBlock], exp_avg[kBlock], zeros[kBlock];
-  alignas(64) T out[Rule::kEmits ? kMaxSums : 1][kBlock];
+  alignas(64) T counted[Pack<T>::kSize];
   alignas(64) double lanes[Rule::kEmits ? kMaxSums : 1][kLanes];
 };
 
@@ -122,7 +125,8 @@ void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t t
     block.state[Rule::kFading > 0 ? Rule::kFading : 0] = scratch.zeros;
   }
   if constexpr (Rule::kEmits)
-    for (int k = 0; k < Rule::kSums; ++k) block.out[k] = scratch.out[k];
+    for (int k = 0; k < Rule::kSums; ++k) block.lanes[k] = scratch.lanes[k] + offset % kLanes;
+  block.counted = scratch.counted;
 
   update_block<Rule>(now.scalars, n, block);
 
@@ -130,21 +134,6 @@ void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t t
     close_block(launch.exp_avg_dtype, block.state[0], exp_avg, offset, n);
   if constexpr (Rule::kMovesParam)
     close_block(launch.param_dtype, block.p, address_of(launch, kParam, tensor), offset, n);
-  if constexpr (Rule::kEmits)
-    for (int k = 0; k < Rule::kSums; ++k) {
-      double* lanes = scratch.lanes[k] + offset % kLanes;
-      const T* out = scratch.out[k];
-      if (Rule::kCounted && k == Rule::kSums - 1) {
-        // Ones and zeros, whose sums are exact in any order and any lane.
-        T count = 0;
-#pragma omp simd reduction(+ : count)
-        for (int i = 0; i < n; ++i) count += out[i];
-        lanes[0] = lanes[0] + count;
-        continue;
-      }
-#pragma omp simd
-      for (int i = 0; i < n; ++i) lanes[i] = lanes[i] + square(out[i]);
-    }
 }
 
 // The prologue of the tensor asked for last: neighbours mostly share row, count and carried
@@ -154,7 +143,7 @@ class LastPrologue {
  public:
   const Prologue<Rule>& of(const Launch& launch, std::int64_t tensor) {
     const std::int64_t row = launch.row[tensor];
-    const std::int64_t segment = Rule::kSums > 0 ? launch.segment[tensor] : 0;
+    const std::int64_t segment = kReadsSums<Rule> ? launch.segment[tensor] : 0;
     const auto count = *pointer<const std::int64_t>(address_of(launch, kStep, tensor));
     bool same = row == row_ && segment == segment_ && count == count_;
     for (int j = 0; j < Rule::kCarried; ++j) {
@@ -184,13 +173,16 @@ inline double* partial_of(const Launch& launch, const Chunk& chunk) {
 template <class Rule>
 void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& chunk,
                  Scratch<Rule>& scratch) {
+  using T = typename Rule::opmath;
   const std::int64_t begin = chunk.index * kChunk;
   const std::int64_t numel = launch.numel[chunk.tensor];
   const std::int64_t end = begin + kChunk < numel ? begin + kChunk : numel;
   const int lanes = lanes_for(end - begin);
-  if constexpr (Rule::kEmits)
+  if constexpr (Rule::kEmits) {
     for (int k = 0; k < Rule::kSums; ++k)
       for (int l = 0; l < lanes; ++l) scratch.lanes[k][l] = 0.0;
+    for (T& count : scratch.counted) count = T(0);
+  }
   for (std::int64_t offset = begin; offset < end; offset += kBlock) {
     const std::int64_t left = end - offset;
     apply_block<Rule>(launch, now, chunk.tensor, offset, int(left < kBlock ? left : kBlock),
@@ -198,8 +190,16 @@ void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& c
   }
   if constexpr (Rule::kEmits)
     for (int k = 0; k < Rule::kSums; ++k) {
-      fold(scratch.lanes[k], lanes, 1);
-      partial_of(launch, chunk)[k * launch.slots] = scratch.lanes[k][0];
+      double& sum = partial_of(launch, chunk)[k * launch.slots];
+      if (is_count<Rule>(k)) {
+        T count = 0;
+#pragma omp simd reduction(+ : count)
+        for (int i = 0; i < Pack<T>::kSize; ++i) count += scratch.counted[i];
+        sum = count;
+      } else {
+        fold(scratch.lanes[k], lanes, 1);
+        sum = scratch.lanes[k][0];
+      }
     }
 }
 

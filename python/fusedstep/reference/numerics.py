@@ -71,30 +71,28 @@ def cbrt(x):
     wide = x.dtype == np.float64
     word, opmath = (np.uint64, np.float64) if wide else (np.uint32, np.float32)
     sign = word(1 << (63 if wide else 31))
-    third = word(0x2A9F7893782DA1CE if wide else 0x2A5119F2)  # of one's exponent, tuned
-    half = word(1 << (35 if wide else 15))  # of what c drops, 2/3 of opmath's precision
-    kept = ~(half + half - word(1))
-    tiny, grow = (opmath(2.0**power) for power in ((-600, 600) if wide else (-60, 60)))
+    drop, third = (word(22), word(1398101)) if wide else (word(13), word(2731))  # 2^drop / 3
+    start = word(0x553EE90FF9724800 if wide else 0x54A30000)  # 4/3 of one's bits, tuned
+    smallest = np.finfo(opmath).smallest_normal
+    one, two, three, five, nine = (opmath(n) for n in (1, 2, 3, 5, 9))
 
     bits = x.view(word)
     size = (bits & ~sign).view(opmath)
-    # A power of 8 takes the size to where nothing overflows and no bits are lost.
-    low = size < tiny
-    scaled = size * select(low, grow, opmath(2.0**-6))
-    # In place of 0, whose steps would be subnormal, which is slow
-    a = select(size > 0, scaled, opmath(1))
-    # A third of the exponent: an error of 3.3 percent
-    y = (a.view(word) // word(3) + third).view(opmath)
-    # Halley: y = y (y^3 + 2 a) / (2 y^3 + a), from an error of e to one of 2/3 e^3
+    # A power of 8 makes a subnormal number a normal one.
+    low = size < smallest
+    a = size * select(low, opmath(2.0**54 if wide else 2.0**24), one)
+    # r = a^(-1/3): a third of the exponent, negated, an error of 4 percent
+    r = (start - (a.view(word) >> drop) * third).view(opmath)
     for _ in range(2 if wide else 1):
-        cube = y * y * y
-        y = y * div(cube + opmath(2) * a, opmath(2) * cube + a)
-    # c is y rounded, so that a - c^3 is exact:  y - c = (a - c^3) / (y^2 + y c + c^2)
-    c = ((y.view(word) + half) & kept).view(opmath)
-    y = c + div(a - c * c * c, y * (y + c) + c * c)
-    y = y * select(low, opmath(2.0**-200 if wide else 2.0**-20), opmath(4))
-    root = (y.view(word) | (bits & sign)).view(opmath)
-    return select((size > 0) & (size < np.inf), root, x)
+        # h = 1 - a r^3,  r = r (1 - h)^(-1/3) = r (1 + h/3 + 2/9 h^2 + ...)
+        h = one - a * r * r * r
+        r = r + r * (h * (one / three + two / nine * h))
+    # y = a r^2,  h = 1 - a r^3,  y = y (1 - h)^(-2/3) = y (1 + 2/3 h + 5/9 h^2 + ...)
+    y = a * r * r
+    h = one - y * r
+    y = y + y * (h * (two / three + five / nine * h))
+    y = y * select(low, opmath(2.0**-18 if wide else 2.0**-8), one)
+    return (y.view(word) | (bits & sign)).view(opmath)
 
 
 def power(beta, t):
