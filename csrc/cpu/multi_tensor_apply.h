@@ -1,17 +1,13 @@
-// The CPU engine: chunks to threads, blocks of a chunk through the rule.
-//
-// A block whose memory is already opmath is updated in place. 16-bit memory is widened into a
-// scratch block that stays in the first-level cache and narrowed back, so that a rule is compiled
-// for float and double only.
+// The CPU engine: chunks to threads, packs of a chunk through the rule. A rule is compiled for
+// float and double only; 16-bit memory is widened and narrowed on its way.
 #pragma once
 
 #include "core/prologue.h"
 #include "core/reduce.h"
 #include "core/registry.h"
+#include "cpu/columns.h"
 #include "cpu/float_environment.h"
-#include "cpu/pack.h"
 #include "cpu/squares.h"
-#include "cpu/widen.h"
 
 #define FUSEDSTEP_STRING_(x) #x
 #define FUSEDSTEP_STRING(x) FUSEDSTEP_STRING_(x)
@@ -19,39 +15,38 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-constexpr int kBlock = 256;                      // elements between widening and narrowing
 constexpr std::int64_t kSerialElements = 32768;  // below this, waking threads costs more
 
-// One column of a block: where it is opmath already, the memory itself, else `scratch`, filled.
-template <class T>
-T* open_block(DType dtype, std::uint64_t address, std::int64_t offset, int n, T* scratch) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (dtype == DType::bf16)
-      return widen_block(scratch, pointer<const bf16>(address) + offset, n), scratch;
-    if (dtype == DType::f16)
-      return widen_block(scratch, pointer<const f16>(address) + offset, n), scratch;
-  }
-  return pointer<T>(address) + offset;
-}
+// What a chunk's sums are gathered in.
+template <class Rule>
+struct Sums {
+  using T = typename Rule::opmath;
+  alignas(64) double lanes[Rule::kEmits ? kMaxSums : 1][kLanes];
+  alignas(64) T counted[Pack<T>::kSize];
+};
 
-template <class T>
-void close_block(DType dtype, const T* block, std::uint64_t address, std::int64_t offset, int n) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (dtype == DType::bf16) narrow_block(block, pointer<bf16>(address) + offset, n);
-    if (dtype == DType::f16) narrow_block(block, pointer<f16>(address) + offset, n);
-  }
-}
-
-// The columns of a block, in opmath.
+// Up to kLanes elements of a tensor: where they are, and what happens to them.
 template <class Rule>
 struct Block {
   using T = typename Rule::opmath;
-  const T* g;
-  T* p;
-  T* state[Rule::kStates > 0 ? Rule::kStates : 1];
-  double* lanes[kMaxSums];  // the first element's of every sum
-  T* counted;
+  Column grad, param, rounded, state[Rule::kStates > 0 ? Rule::kStates : 1];
+  bool unscales, scales, rounds, faded;
+  T grad_scale, coefficient;
+  Sums<Rule>* sums;
 };
+
+template <bool kWhole, class Rule, int kState, class V>
+FUSEDSTEP_HD void load_state(V& x, const Block<Rule>& block, int i, int n) {
+  if (kState == Rule::kFading && block.faded)
+    x = V(typename Rule::opmath(0));
+  else
+    load<kWhole>(x, block.state[kState], i, n);
+}
+
+template <bool kWhole, class Rule, int kState, class V>
+FUSEDSTEP_HD void store_state(const V& x, const Block<Rule>& block, int i, int n) {
+  if (!(kState == Rule::kFading && block.faded)) store<kWhole>(x, block.state[kState], i, n);
+}
 
 // A pack of a block from its element i on, or as much of it as the n elements that are left.
 template <class V, bool kWhole, class Rule, std::size_t... S, std::size_t... M, std::size_t... O>
@@ -59,14 +54,22 @@ FUSEDSTEP_HD void update_pack(const typename Rule::Scalars& scalars, const Block
                               int i, int n, std::index_sequence<S...>, std::index_sequence<M...>,
                               std::index_sequence<O...>) {
   V g, p, state[sizeof...(S) + 1], out[kMaxSums];
-  if constexpr (Rule::kReadsGrad) load<kWhole>(g, block.g + i, n);
-  if constexpr (Rule::kReadsParam) load<kWhole>(p, block.p + i, n);
-  (load<kWhole>(state[S], block.state[S] + i, n), ...);
+  if constexpr (Rule::kReadsGrad) {
+    load<kWhole>(g, block.grad, i, n);
+    // Dividing and multiplying by one changes no bit, so it is left out.
+    if (block.unscales) g = div(g, V(block.grad_scale));
+    if (block.scales) g = g * block.coefficient;
+  }
+  if constexpr (Rule::kReadsParam) load<kWhole>(p, block.param, i, n);
+  (load_state<kWhole, Rule, int(S)>(state[S], block, i, n), ...);
   update_of<Rule>(scalars, g, p, state, out);
-  if constexpr (Rule::kMovesParam) store<kWhole>(p, block.p + i, n);
-  (store<kWhole>(state[M], block.state[M] + i, n), ...);
+  if constexpr (Rule::kMovesParam) {
+    store<kWhole>(p, block.param, i, n);
+    if (block.rounds) store<kWhole>(p, block.rounded, i, n);
+  }
+  (store_state<kWhole, Rule, int(M)>(state[M], block, i, n), ...);
   if constexpr (Rule::kEmits)
-    (emit<V, kWhole, Rule, int(O)>(out[O], block.lanes[O] + i, block.counted, n), ...);
+    (emit<V, kWhole, Rule, int(O)>(out[O], block.sums->lanes[O] + i, block.sums->counted, n), ...);
 }
 
 template <class Rule>
@@ -86,54 +89,36 @@ void update_block(const typename Rule::Scalars& shared, int n, const Block<Rule>
     update_pack<Tail, false, Rule>(scalars, block, i, n - i, states, moved, sums);
 }
 
-template <class Rule>
-struct Scratch {
-  using T = typename Rule::opmath;
-  alignas(64) T g[kBlock], p[kBlock], exp_avg[kBlock], zeros[kBlock];
-  alignas(64) T counted[Pack<T>::kSize];
-  alignas(64) double lanes[Rule::kEmits ? kMaxSums : 1][kLanes];
-};
+inline Column column(std::uint64_t address, DType dtype, std::int64_t offset) {
+  constexpr int sizes[] = {4, 8, 2, 2};  // by DType
+  return {address + offset * sizes[int(dtype)], dtype};
+}
 
 template <class Rule>
-void apply_block(const Launch& launch, const Prologue<Rule>& now, std::int64_t tensor,
-                 std::int64_t offset, int n, Scratch<Rule>& scratch) {
+Block<Rule> block_of(const Launch& launch, const Prologue<Rule>& now, std::int64_t tensor,
+                     std::int64_t offset, Sums<Rule>& sums) {
   using T = typename Rule::opmath;
-  const std::uint64_t param = address_of(launch, launch.master ? kMaster : kParam, tensor);
-  const std::uint64_t exp_avg = address_of(launch, kState, tensor);
-  const DType param_dtype = launch.master ? DType::f32 : launch.param_dtype;
-
+  constexpr DType opmath = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
   Block<Rule> block = {};
   if constexpr (Rule::kReadsGrad) {
-    block.g = open_block<T>(launch.grad_dtype, launch.grad[tensor], offset, n, scratch.g);
-    // Dividing and multiplying by one changes no bit, so it is left out.
-    if (launch.grad_scale != nullptr || now.coefficient != T(1)) {
-      const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
-      const T* unscaled = block.g;
-#pragma omp simd
-      for (int i = 0; i < n; ++i) scratch.g[i] = div(unscaled[i], scale) * now.coefficient;
-      block.g = scratch.g;
-    }
+    block.grad = column(launch.grad[tensor], launch.grad_dtype, offset);
+    block.unscales = launch.grad_scale != nullptr;
+    if (block.unscales) block.grad_scale = T(*launch.grad_scale);
+    block.scales = now.coefficient != T(1);
+    block.coefficient = now.coefficient;
   }
-  if constexpr (Rule::kReadsParam)
-    block.p = open_block<T>(param_dtype, param, offset, n, scratch.p);
-  if constexpr (Rule::kStates > 0)
-    block.state[0] = open_block<T>(launch.exp_avg_dtype, exp_avg, offset, n, scratch.exp_avg);
-  for (int k = 1; k < Rule::kStates; ++k)
-    block.state[k] = pointer<T>(address_of(launch, kState + k, tensor)) + offset;
-  if (Rule::kFading > 0 && now.faded) {
-    for (int i = 0; i < n; ++i) scratch.zeros[i] = T(0);
-    block.state[Rule::kFading > 0 ? Rule::kFading : 0] = scratch.zeros;
+  block.param = column(address_of(launch, kParam, tensor), launch.param_dtype, offset);
+  block.rounds = launch.master != 0;
+  if (block.rounds) {
+    block.rounded = block.param;
+    block.param = column(address_of(launch, kMaster, tensor), opmath, offset);
   }
-  if constexpr (Rule::kEmits)
-    for (int k = 0; k < Rule::kSums; ++k) block.lanes[k] = scratch.lanes[k] + offset % kLanes;
-  block.counted = scratch.counted;
-
-  update_block<Rule>(now.scalars, n, block);
-
-  if constexpr (kMoved<Rule> > 0)
-    close_block(launch.exp_avg_dtype, block.state[0], exp_avg, offset, n);
-  if constexpr (Rule::kMovesParam)
-    close_block(launch.param_dtype, block.p, address_of(launch, kParam, tensor), offset, n);
+  for (int k = 0; k < Rule::kStates; ++k)
+    block.state[k] = column(address_of(launch, kState + k, tensor),
+                            k == 0 ? launch.exp_avg_dtype : opmath, offset);
+  block.faded = now.faded;
+  block.sums = &sums;
+  return block;
 }
 
 // The prologue of the tensor asked for last: neighbours mostly share row, count and carried
@@ -172,7 +157,7 @@ inline double* partial_of(const Launch& launch, const Chunk& chunk) {
 
 template <class Rule>
 void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& chunk,
-                 Scratch<Rule>& scratch) {
+                 Sums<Rule>& sums) {
   using T = typename Rule::opmath;
   const std::int64_t begin = chunk.index * kChunk;
   const std::int64_t numel = launch.numel[chunk.tensor];
@@ -180,13 +165,13 @@ void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& c
   const int lanes = lanes_for(end - begin);
   if constexpr (Rule::kEmits) {
     for (int k = 0; k < Rule::kSums; ++k)
-      for (int l = 0; l < lanes; ++l) scratch.lanes[k][l] = 0.0;
-    for (T& count : scratch.counted) count = T(0);
+      for (int l = 0; l < lanes; ++l) sums.lanes[k][l] = 0.0;
+    for (T& count : sums.counted) count = T(0);
   }
-  for (std::int64_t offset = begin; offset < end; offset += kBlock) {
+  for (std::int64_t offset = begin; offset < end; offset += kLanes) {
     const std::int64_t left = end - offset;
-    apply_block<Rule>(launch, now, chunk.tensor, offset, int(left < kBlock ? left : kBlock),
-                      scratch);
+    update_block<Rule>(now.scalars, int(left < kLanes ? left : kLanes),
+                       block_of(launch, now, chunk.tensor, offset, sums));
   }
   if constexpr (Rule::kEmits)
     for (int k = 0; k < Rule::kSums; ++k) {
@@ -194,11 +179,11 @@ void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& c
       if (is_count<Rule>(k)) {
         T count = 0;
 #pragma omp simd reduction(+ : count)
-        for (int i = 0; i < Pack<T>::kSize; ++i) count += scratch.counted[i];
+        for (int i = 0; i < Pack<T>::kSize; ++i) count += sums.counted[i];
         sum = count;
       } else {
-        fold(scratch.lanes[k], lanes, 1);
-        sum = scratch.lanes[k][0];
+        fold(sums.lanes[k], lanes, 1);
+        sum = sums.lanes[k][0];
       }
     }
 }
@@ -234,7 +219,7 @@ void apply(const Launch& launch, int threads) {
 #pragma omp parallel num_threads(threads) if (launch.elements > kSerialElements)
   {
     const FloatEnvironment environment;
-    alignas(64) Scratch<Rule> scratch;
+    Sums<Rule> sums;
     LastPrologue<Rule> last;
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t i = 0; i < launch.chunks; ++i) {
@@ -244,7 +229,7 @@ void apply(const Launch& launch, int threads) {
           for (int k = 0; k < Rule::kSums; ++k) partial_of(launch, chunk)[k * launch.slots] = 0.0;
         continue;
       }
-      apply_chunk<Rule>(launch, last.of(launch, chunk.tensor), chunk, scratch);
+      apply_chunk<Rule>(launch, last.of(launch, chunk.tensor), chunk, sums);
     }
   }
   const FloatEnvironment environment;
