@@ -50,9 +50,10 @@ bench: $(VENV)/built build/peers
 	$(BENCH) --set $(SETS) --peers all --plot --out build/bench/f32.json $(ARGS)
 	$(BENCH) --set $(SETS) --dtype f64 bf16 f16 bf16-master bf16-state16 --peers torch \
 	  --plot --out build/bench/dtypes.json $(ARGS)
-	$(BENCH) --set bert-base --algorithms adamw lamb --threads 1 --out build/bench/threads.json $(ARGS)
+	$(BENCH) --set bert-base --peers none --threads 1 --out build/bench/threads.json $(ARGS)
 	$(BENCH) --set tiny swarm --out build/bench/host.json $(ARGS)
 	$(BENCH) growth --plot --out build/bench/growth.json $(ARGS)
+	$(BENCH) training --out build/bench/training.json $(ARGS)
 
 bench-quick: $(VENV)/built
 	$(BENCH) self-check --threads 1

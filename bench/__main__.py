@@ -2,6 +2,7 @@
 
     python -m bench --set bert-base tiny --algorithms madam,laprop --peers torch,timm --plot
     python -m bench growth --plot      time and memory as parameters, tensors, groups grow
+    python -m bench training           the optimizer's share of a small BERT's training step
     python -m bench self-check         see a slow-down that was put in, and none where none is
     python -m bench tables             rewrite the README's tables from bench/results/
 
@@ -13,15 +14,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import contenders, device, parameter_sets, peers, results, tables
+from . import contenders, device, parameter_sets, peers, results, tables, training
 from .contenders import Contender
 from .measure import Run, Task, measure
 from .self_check import self_check
@@ -29,6 +31,7 @@ from .self_check import self_check
 DEFAULTS = {  # sets and algorithms, by command
     None: (["bert-base", "tiny"], list(contenders.ALGORITHMS)),
     "growth": (["parameters", "tensors", "groups"], ["AdamW"]),
+    "training": (["small-bert"], list(contenders.ALGORITHMS)),
     "self-check": (["tiny"], ["AdamW"]),
     "tables": ([], []),
 }
@@ -46,7 +49,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Lists take spaces and commas.",
     )
-    known = ["growth", "self-check", "tables"]
+    known = ["growth", "training", "self-check", "tables"]
     parser.add_argument("command", nargs="?", choices=known, help="default: measure")
     several = {"nargs": "+", "metavar": "NAME"}
     parser.add_argument("--set", **several, help=parameter_sets.HELP)
@@ -99,11 +102,12 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
     found = []
     for count, name, mode in product(threads(chosen.threads), sets, words(chosen.dtype)):
         mode = contenders.mode(mode)
-        for parameter_set in parameter_sets.parse(name):
+        trains = chosen.command == "training"
+        for parameter_set in [training.parameter_set()] if trains else parameter_sets.parse(name):
             # Peers' curves are of interest for the host alone: elsewhere theirs is straight too.
             rivals = [] if name in ("parameters", "groups") else others
             for contender in sides(names, backends, rivals, mode):
-                if not (contender.fades and parameter_set.small):
+                if not (contender.fades and (trains or parameter_set.small)):
                     found.append(Task(parameter_set, contender, count))
     return found
 
@@ -120,7 +124,7 @@ def sides(names: list[str], backends: list[str], others: list[str], mode) -> lis
     return [*found, *(rival for rival in rivals if rival is not None)]
 
 
-def run(tasks: list[Task], clock: device.Clock, rounds: int) -> Run:
+def run(measure: Callable[..., Iterator[Task]], tasks: list[Task], *how: Any) -> Run:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
@@ -130,7 +134,7 @@ def run(tasks: list[Task], clock: device.Clock, rounds: int) -> Run:
     with Progress(*columns, console=console, **quiet) as progress:
         bar = progress.add_task("", total=len(tasks))
         try:
-            for i, task in enumerate(measure(done, tasks, clock, rounds)):
+            for i, task in enumerate(measure(done, tasks, *how)):
                 progress.update(bar, completed=i, description=task.label, refresh=True)
         except KeyboardInterrupt:
             console.print("interrupted; what was measured before follows")
@@ -188,7 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = shlex.join(
         ["python", "-m", "bench", *(sys.argv[1:] if arguments is None else arguments)]
     )
-    done = run(tasks, clock, chosen.rounds)
+    way = training.measure if chosen.command == "training" else measure
+    done = run(way, tasks, clock, chosen.rounds)
     report(done, chosen, where, command)
     too_slow = list(slower(done.rows, chosen.gate))
     print(*too_slow, sep="\n", end="\n" if too_slow else "")

@@ -195,7 +195,7 @@ def _rows(
         sides = [partial(method, each) for each in (side, other)]
         yardsticks = [partial(clock.seconds, roof)] if phase in DEVICE_PHASES else []
         own, theirs, *best = take_turns([*sides, *yardsticks], turns)
-        rows.append({**_identity(task, clock), "phase": phase, **_spread(own)})
+        rows.append({**identity(task, clock), "phase": phase, **_spread(own)})
         rows[-1]["baseline_seconds"] = statistics.median(theirs)
         rows[-1]["baseline_bytes"] = roofline.bytes_moved(other.optimizer)
         if best:
@@ -209,7 +209,7 @@ def _rows(
     return [{**row, **facts} for row in rows]
 
 
-def _identity(task: Task, clock: Clock) -> dict[str, Any]:
+def identity(task: Task, clock: Clock) -> dict[str, Any]:
     own, chosen = task.contender, task.parameter_set
     return {
         "set": chosen.name,

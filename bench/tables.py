@@ -83,10 +83,23 @@ def host_cells(rows: list[dict[str, Any]]) -> Cells:
     return cells | {name: [line.get(name, "") for line in lines.values()] for name in HOST_PHASES}
 
 
+def training_cells(rows: list[dict[str, Any]]) -> Cells:
+    """A line for every training step: the whole of it, and what of it is the optimizer's."""
+    rows = [row for row in rows if row["phase"] == "training"]
+    columns = {name: COLUMNS[name] for name in NAMES} | {
+        "training step": lambda row: duration(row["seconds"]),
+        "optimizer": lambda row: duration(row["optimizer_seconds"]),
+        "its share": lambda row: f"{row['optimizer_share']:.1%}",
+        "x torch fused": COLUMNS["x torch fused"],
+    }
+    return {name: [cell(row) for row in rows] for name, cell in columns.items()}
+
+
 def terminal(rows: list[dict[str, Any]]) -> list[Table]:
-    """One table of large sets, one of small ones; what all lines share stands below."""
+    """One table of large sets, one of small ones, one of training steps; what all lines share
+    stands below."""
     tables = []
-    for cells in (device_cells(rows), host_cells(rows)):
+    for cells in (device_cells(rows), host_cells(rows), training_cells(rows)):
         table = Table(box=None, header_style="bold", padding=(0, 1), caption_justify="left")
         shared = {name: set(column) for name, column in cells.items() if name in NAMES}
         shared = {name: min(found) for name, found in shared.items() if len(found) == 1}
@@ -139,11 +152,18 @@ def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
 def speed(rows: list[dict[str, Any]]) -> str:
     """Ours on a model with all threads: float32 in full, and the ratio in other dtypes."""
     most = max((row["threads"] for row in rows), default=0)
-    rows = [row for row in rows if row["maker"] == OURS and row["threads"] == most]
-    rows = of_one_model([row for row in rows if row["phase"] == "step"])
+    rows = [row for row in rows if row["maker"] == OURS and row["phase"] == "step"]
+    one_thread = [row for row in rows if row["threads"] == 1 < most]
+    rows = of_one_model([row for row in rows if row["threads"] == most])
+    one_thread = [row for row in one_thread if row["set"] in {r["set"] for r in rows}]
     full = [row for row in rows if row["dtype"] == "f32"]
     names = [name for name in COLUMNS if name not in HIDDEN]
     lines = lines_of(device_cells(full), names)
+    alone = {(algorithm(r), who(r)): r["seconds"] for r in one_thread if r["dtype"] == "f32"}
+    for line, row in zip(lines if alone else (), full):
+        before = alone.get((algorithm(row), who(row)))
+        line.append(ratio(before and before / row["seconds"]))
+    names += ["x one thread"] if alone else []
     for dtype in [mode for mode in MODES if mode != "f32"]:
         also = {(algorithm(r), who(r)): r["vs_torch_fused"] for r in rows if r["dtype"] == dtype}
         for line, row in zip(lines if also else (), full):
@@ -157,6 +177,13 @@ def host(rows: list[dict[str, Any]]) -> str:
     cells = host_cells([row for row in rows if row["set"] == "tiny" and row["dtype"] == "f32"])
     header = ["algorithm", "by", *HOST_PHASES]
     return markdown(header, lines_of(cells, header)) if cells["first"] else ""
+
+
+def training(rows: list[dict[str, Any]]) -> str:
+    """What of a small BERT's training step is the optimizer's."""
+    cells = training_cells(rows)
+    header = [name for name in cells if name not in ("set", "dtype", "threads")]
+    return markdown(header, lines_of(cells, header)) if cells["training step"] else ""
 
 
 def model() -> str:
@@ -175,7 +202,11 @@ def block(name: str, found: dict[str, dict[str, Any]]) -> str:
     """The text between the marks of a block: tables and pictures of every machine."""
     if name == "model":
         return model()
-    make, pictures = {"speed": (speed, ["bandwidth"]), "host": (host, ["host", "growth"])}[name]
+    make, pictures = {
+        "speed": (speed, ["bandwidth"]),
+        "host": (host, ["host", "growth"]),
+        "training": (training, []),
+    }[name]
     parts = []
     for machine, content in found.items():
         table = make(content["rows"])

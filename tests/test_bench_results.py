@@ -155,12 +155,13 @@ def test_the_terminal_says_once_what_all_rows_share():
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
 def test_tables_of_a_page_are_those_of_the_results_of_record(page):
     text = page.read_text(encoding="utf-8")
-    assert len(tables.BLOCK.findall(text)) == text.count("<!-- bench ") == 3
+    assert len(tables.BLOCK.findall(text)) == text.count("<!-- bench ") == 4
     assert tables.written(text, results.of_record()) == text, "run `python -m bench tables`"
 
 
 def test_a_page_gets_a_table_for_every_machine():
     rows = [row(), row(algorithm="LAMB", threads=1), row(set="tiny", phase="fresh")]
+    rows += [row(threads=1, seconds=3.0)]
     rows += [row(dtype="bf16", seconds=1.0), row(set="bert-large", seconds=9.0)]
     measure.fill_ratios(rows)
     found = {"one": content_of("2026-01-02 03:04:05 UTC", *rows)}
@@ -168,11 +169,25 @@ def test_a_page_gets_a_table_for_every_machine():
     new = tables.written(text, found)
     assert "old" not in new and "Some (R) CPU, 2 cores; torch 2; 2026-01-02:" in new
     assert "bert-base, f32:" in new and "bert-large" not in new, "the set with the most rows"
-    assert "| x fastest peer | bf16 |" in new
-    assert "| AdamW | fusedstep cpu | 2 s | 50% | 1.50 | 1.50 |  | 3.00 |" in new
+    assert "| x fastest peer | x one thread | bf16 |" in new
+    assert "| AdamW | fusedstep cpu | 2 s | 50% | 1.50 | 1.50 |  | 1.50 | 3.00 |" in new
     assert "LAMB" not in new, "threads are told apart in the results alone"
     assert "| AdamW | fusedstep cpu |  | 2 s (x 1.50) |  |  |" in new
     assert tables.written(new, found) == new
+
+
+def test_the_share_of_a_training_step_is_measured_and_told(tmp_path, capsys):
+    names = ["--algorithms", "adamw,madam", "--peers", "torch-loop", "--rounds", "2"]
+    status, out = bench(tmp_path, "training", *names)
+    rows = results.read(out)["rows"]
+    assert status == 0 and [r["algorithm"] for r in rows] == ["AdamW", "MAdam", "AdamW"]
+    for one in rows:
+        assert 0 < one["optimizer_seconds"] < one["seconds"] and one["parameters"] > 100_000
+        assert one["optimizer_share"] == one["optimizer_seconds"] / one["seconds"]
+    assert "its share" in capsys.readouterr().out
+    new = tables.written("<!-- bench training -->\n<!-- end -->\n", {"one": results.read(out)})
+    assert "| algorithm | by | training step | optimizer | its share | x torch fused |" in new
+    assert new.count("fusedstep cpu") == 2
 
 
 def test_pictures_are_drawn_where_there_are_rows(tmp_path):
