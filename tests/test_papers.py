@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.papers import __main__ as command
-from bench.papers import experiment, page, runner, runs
+from bench.papers import experiment, language, large_batch, page, runner, runs
 from bench.papers.experiment import Claim, Table
 
 STORED = runner.read(command.STORED)
@@ -191,3 +191,30 @@ def test_lines_are_views_of_one_tensor():
 def test_marks_go_from_the_first_step_to_the_last():
     found = runs.marks(5000)
     assert found[0] == 1 and found[-1] == 5000 and found == sorted(set(found))
+
+
+def test_the_masked_loss_is_the_models_own():
+    model, generator = language.bert(0), torch.Generator().manual_seed(0)
+    ids = torch.randint(5, language.VOCAB, (4, language.LENGTH), generator=generator)
+    inputs, labels = language.masked(ids, generator)
+    want = model(input_ids=inputs, labels=labels).loss
+    torch.testing.assert_close(language.masked_loss(model, inputs, labels), want)
+
+
+@pytest.mark.parametrize("warmup, first, last", [(3, 0.25, 1 / 7), (0, 1.0, 0.1)])
+def test_a_rate_goes_up_to_its_largest_and_down(warmup, first, last):
+    found = [large_batch.share(step, 10, warmup) for step in range(10)]
+    assert found[0] == first and found[warmup] == 1.0 and found[-1] == pytest.approx(last)
+    assert found[: warmup + 1] == sorted(found[: warmup + 1])
+    assert found[warmup:] == sorted(found[warmup:], reverse=True)
+
+
+def test_the_largest_rate_is_the_last_before_one_that_diverges():
+    def row(*losses):
+        return {"result": {"losses": losses, "line": 5.0}}
+
+    at = {0: row(4.95), 1: row(4.0), 2: row(4.8), 3: row(4.2, None), 4: row(4.5), 5: row(5.0)}
+    assert large_batch.best(at) == 1 and large_batch.largest(at) == 2
+    assert large_batch.times(at, {0: row(4.0), 1: row(4.95)}) == 4.0
+    assert large_batch.largest({0: row(4.95), 1: row(None)}) is None
+    assert large_batch.times({0: row(4.95)}, at) == 0.0

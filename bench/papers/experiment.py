@@ -27,6 +27,7 @@ NAMES = (
     "rare_gradients",
     "decoupling",
     "madgrad_sweeps",
+    "large_batch",
     "mechanisms",
 )
 

@@ -19,6 +19,7 @@ NAMES = ("Adam", "AMSGrad", "MAdam", "LaProp", "AdaMomentum", "DelayedAdam", "MA
 FIXED = dict(zip(NAMES, COLOURS))
 # Drawn beside few of them.
 FIXED |= {"SGDM": COLOURS[3], "RMSprop": COLOURS[5], "AdaBelief": COLOURS[1], "AdaGrad": COLOURS[4]}
+FIXED |= {"LAMB": COLOURS[1], "LaMAdam": COLOURS[5]}
 
 
 def colour(name: str) -> str:
