@@ -27,12 +27,20 @@ EXPERIMENTS = Table(
     ],
     words=True,
 )  # fmt: skip
+LEFT_OUT = """\
+Options of the authors' code that these classes do not have. AvaGrad's has none; AdaMomentum's
+was not read."""
 OPTIONS = Table(
     ["left out", "of", "what it is"],
     [
         ["`nesterov`", "MaxVA", "the present gradient enters the average twice"],
         ["`moment_warmup`", "MaxVA", "first steps that move only the moments"],
+        ["`share_beta`", "MaxVA", "the step is along `w u`, the weighted sum of the same betas"],
         ["`lamb`", "MaxVA", "LAMB's ratio of norms, on MAdam's update; `LAMB` has it on Adam's"],
+        ["`weight_decay` in the file for fairseq", "LaProp",
+         "is multiplied by `lr`, and applied before the step"],
+        ["`MirrorMADGRAD`", "MADGRAD",
+         "a class of its own: steps from the last point, not the first, and squares that fade"],
     ],
     words=True,
 )  # fmt: skip
