@@ -19,8 +19,9 @@ that two CPU cores can do. `make papers` runs it, and writes this page and its p
 
 A claim is decided by the criterion that it names. All hold: *holds*; some: *holds partly*; none:
 *does not hold here*. Where a paper leaves a setting open, it says what was assumed.
-The papers seldom give thresholds: those here are ours, and the measures and claims of 2, 3, 5 and 7
-were settled after a first look at results. The numbers beside them count for more than the words.
+The papers seldom give thresholds: those here are ours, and the measures and claims of 2, 3, 5, 7
+and 10 were settled after a first look at results. The numbers beside them count for more than the
+words.
 """
 
 
@@ -30,7 +31,7 @@ def text(rows: Rows, pictures: str) -> str:
     parts = [HEAD, markdown(overview(experiments, rows))]
     parts += [section(one, rows.get(name_of(one), []), pictures) for one in experiments]
     parts += [f"## {not_run.NUMBER}. {not_run.TITLE}", markdown(not_run.EXPERIMENTS)]
-    parts += ["Options of the authors' code that these classes do not have:"]
+    parts += [prose(not_run.LEFT_OUT)]
     parts += [markdown(not_run.OPTIONS), foot(rows)]
     return "\n".join(part.strip() + "\n" for part in parts)
 
