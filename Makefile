@@ -108,4 +108,4 @@ sanitize: $(VENV)/built
 
 # Uses the machine's own python, where torch for its GPU is.
 gpu-check:
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) bench/gpu_check.py $(ARGS)

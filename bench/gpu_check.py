@@ -9,6 +9,7 @@ interrupted. Exit status 0 only if every part passed.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -17,6 +18,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,15 +27,9 @@ OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu-check"))
 SECONDS, GRACE = 465, 10  # for all parts; for one that is interrupted
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-# Triton compiles a kernel for each combination. The profiler of test_gpu.py stays alone.
-WORKERS = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-BENCH = [sys.executable, "-m", "bench", "--device", "cuda", "--record"]
-MEASURED = {  # the largest models first; what there is no time for is left out
-    "bench_f32": ["--set", "bert-large", "--rounds", "7", "--peers", "torch-fused"],
-    "bench_bf16": ["--set", "bert-large", "--dtype", "bf16", "--rounds", "5", "--peers", "none"],
-    "bench_host": ["--set", "tiny", "bert-base", "--algorithms", "adamw", "madam", "lamb",
-                   "--rounds", "7"],
-}  # fmt: skip
+# Triton compiles a kernel for each combination.
+WORKERS = ["-n", str(min(14, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+BENCH = [sys.executable, "-m", "bench", "--device", "cuda", "--record", "--rounds", "7"]
 MACHINE = (
     "import torch\n"
     "from bench import results\n"
@@ -45,23 +42,69 @@ SMALL = (
     "    for mode in testing.MODES[:1] + testing.MODES[-1:]:\n"
     "        testing.run(case, mode, 'ragged', 'cuda', 'cuda', steps=3)\n"
 )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, the seconds that it may take, and what it adds to the environment."""
+
+    command: list[str]
+    limit: float
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def tests(*words: str) -> Part:
+    return Part([*PYTEST, *words], 150)
+
+
+def sanitizer(tool: str) -> Part:
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    # A cache of memory would hide an access beyond a tensor.
+    exact = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return Part([*command, sys.executable, "-c", SMALL], 150, exact)
+
+
+def bench(name: str, *words: str) -> Part:
+    return Part([*BENCH, "--out", str(OUT / f"{name}.json"), *words], 90)
+
+
+# Parts of one stage run side by side, the stages one after another; what measures runs alone.
+STAGES: list[dict[str, Part]] = [
+    {"build": Part([*INSTALL, "--editable", "."], 120, {"FUSEDSTEP_CUDA": "ON"})},
+    {
+        "machine": Part([sys.executable, "-c", MACHINE], 60),
+        "gpu": tests("tests/test_gpu.py"),
+        "bits": tests(
+            *WORKERS, "tests/test_bits.py", "tests/test_sums.py", "tests/test_cbrt.py",
+            "-k", "(cuda or triton) and not emulated",
+        ),
+        "memcheck": sanitizer("memcheck"),
+        "racecheck": sanitizer("racecheck"),
+    },
+    {"bench_f32": bench("bench_f32", "--set", "bert-large", "--peers", "torch-fused")},
+    {"bench_bf16": bench("bench_bf16", "--set", "bert-large", "--peers", "none", "--dtype",
+                         "bf16")},
+    {"bench_host": bench("bench_host", "--set", "tiny", "bert-base", "--algorithms", "adamw",
+                         "madam", "lamb")},
+]  # fmt: skip
 BEGIN = time.monotonic()
 
 
-def part(name: str, command: list[str], limit: float, **environment: str) -> dict:
-    """Run one command, for ``limit`` seconds at most; its log goes to OUT/<name>.log."""
+def result(name: str, part: Part) -> dict:
+    """Run a part, for its limit at most; its log goes to OUT/<name>.log."""
     begin, log = time.monotonic(), OUT / f"{name}.log"
-    limit = min(limit, BEGIN + SECONDS - begin)
+    limit = min(part.limit, BEGIN + SECONDS - begin)
     if limit <= 0:
         status = "no time left"
     else:
-        status = run(command, limit, log, {**os.environ, **environment})
+        status = run(part.command, limit, log, {**os.environ, **part.environment})
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    result = {"status": status, "seconds": round(time.monotonic() - begin, 1)}
-    result["command"] = " ".join(word if "\n" not in word else "'...'" for word in command)
-    result["last_lines"] = lines[-3:]
-    print(f"{name}: {'passed' if status == 0 else f'FAILED ({status})'}, {result['seconds']} s")
-    return result
+    found = {"status": status, "seconds": round(time.monotonic() - begin, 1)}
+    found["command"] = " ".join(word if "\n" not in word else "'...'" for word in part.command)
+    found["last_lines"] = lines[-3:]
+    said = "passed" if status == 0 else f"FAILED ({status})"
+    print(f"{name}: {said}, {found['seconds']} s", flush=True)
+    return found
 
 
 def run(command: list[str], limit: float, log: Path, environment: dict[str, str]) -> int | str:
@@ -86,26 +129,21 @@ def run(command: list[str], limit: float, log: Path, environment: dict[str, str]
     raise AssertionError("a killed process ends")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    known = [name for stage in STAGES for name in stage]
+    parser.add_argument("--only", nargs="+", choices=known, default=known, help="parts to run")
+    chosen = parser.parse_args(arguments).only
     OUT.mkdir(parents=True, exist_ok=True)
-    results = {"build": part("build", [*INSTALL, "--editable", "."], 120, FUSEDSTEP_CUDA="ON")}
-    results["machine"] = part("machine", [sys.executable, "-c", MACHINE], 20)
-    results["gpu"] = part("gpu", [*PYTEST, "tests/test_gpu.py"], 50)
-    files = ("tests/test_bits.py", "tests/test_sums.py", "tests/test_cbrt.py")
-    matrix = [*PYTEST, *WORKERS, *files]
-    for backend, limit in (("cuda", 70), ("triton", 110)):
-        results[f"bits_{backend}"] = part(
-            f"bits_{backend}", [*matrix, "-k", f"{backend} and not emulated"], limit
-        )
-    for tool in ("memcheck", "racecheck"):
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-        results[tool] = part(tool, [*command, sys.executable, "-c", SMALL], 30)
-    for name, chosen in MEASURED.items():
-        results[name] = part(name, [*BENCH, "--out", str(OUT / f"{name}.json"), *chosen], 70)
+    results = {}
+    for stage in STAGES:
+        parts = {name: part for name, part in stage.items() if name in chosen}
+        with ThreadPoolExecutor(len(stage)) as pool:
+            results |= zip(parts, pool.map(result, parts, parts.values()), strict=True)
     for path in (ROOT / "bench" / "results").glob("nvidia-*"):
         shutil.copy(path, OUT)
     (OUT / "gpu_check.json").write_text(json.dumps(results, indent=2) + "\n")
-    failed = [name for name, r in results.items() if r.get("status", 0) != 0]
+    failed = [name for name, found in results.items() if found["status"] != 0]
     print(f"results: {OUT / 'gpu_check.json'}; failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 

@@ -51,7 +51,7 @@ def apply_block(
     g = None
     if READS_GRAD:
         g = load(gradient, begin, offsets, mask, grad_dtype, opmath, WHOLE)
-    p = None
+    p = tl.zeros((BLOCK,), opmath)  # not None: Triton 3.6 returns none
     if READS_PARAM:
         if master is not None:
             p = load(master, begin, offsets, mask, tl.float32, opmath, WHOLE)

@@ -1,5 +1,6 @@
 """The parts of `make gpu-check`: each ends, and tells what it has."""
 
+import json
 import sys
 
 from bench import gpu_check
@@ -42,5 +43,23 @@ def test_an_absent_program_is_told(tmp_path):
 def test_a_part_that_there_is_no_time_for_is_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "OUT", tmp_path)
     monkeypatch.setattr(gpu_check, "SECONDS", 0)
-    found = gpu_check.part("late", [sys.executable, "-c", "print('begun')"], 30)
+    found = gpu_check.result("late", gpu_check.Part([sys.executable, "-c", "print('begun')"], 30))
     assert found["status"] == "no time left" and not (tmp_path / "late.log").exists()
+
+
+def test_stages_follow_one_another_and_failures_are_told(tmp_path, monkeypatch, capsys):
+    def told(word, status=0):
+        program = f"import time; print({word!r}, time.time()); raise SystemExit({status})"
+        return gpu_check.Part([sys.executable, "-c", program], 30)
+
+    monkeypatch.setattr(gpu_check, "OUT", tmp_path)
+    monkeypatch.setattr(
+        gpu_check, "STAGES", [{"a": told("a"), "b": told("b", 5)}, {"c": told("c")}]
+    )
+    assert gpu_check.main([]) == 1
+    assert "failed: b\n" in capsys.readouterr().out
+    times = {name: float((tmp_path / f"{name}.log").read_text().split()[1]) for name in "abc"}
+    assert max(times["a"], times["b"]) < times["c"]
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert {name: part["status"] for name, part in found.items()} == {"a": 0, "b": 5, "c": 0}
+    assert gpu_check.main(["--only", "a"]) == 0
