@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu-check"))
-SECONDS, GRACE = 465, 10  # for all parts; for one that is interrupted
+GRACE = 10  # seconds, for a part that is interrupted
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 # Triton compiles a kernel for each combination.
@@ -53,8 +53,9 @@ class Part:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def tests(*words: str) -> Part:
-    return Part([*PYTEST, *words], 150)
+def tests(*names: str) -> Part:
+    chosen = ["-k", "(cuda or triton) and not emulated"]
+    return Part([*PYTEST, *WORKERS, *(f"tests/test_{name}.py" for name in names), *chosen], 180)
 
 
 def sanitizer(tool: str) -> Part:
@@ -73,27 +74,23 @@ STAGES: list[dict[str, Part]] = [
     {"build": Part([*INSTALL, "--editable", "."], 120, {"FUSEDSTEP_CUDA": "ON"})},
     {
         "machine": Part([sys.executable, "-c", MACHINE], 60),
-        "gpu": tests("tests/test_gpu.py"),
-        "bits": tests(
-            *WORKERS, "tests/test_bits.py", "tests/test_sums.py", "tests/test_cbrt.py",
-            "-k", "(cuda or triton) and not emulated",
-        ),
+        "tests": tests("gpu", "bits", "sums", "cbrt"),
         "memcheck": sanitizer("memcheck"),
         "racecheck": sanitizer("racecheck"),
     },
-    {"bench_f32": bench("bench_f32", "--set", "bert-large", "--peers", "torch-fused")},
+    {"bench_f32": bench("bench_f32", "--set", "bert-large", "gpt2-xl", "--peers", "torch-fused",
+                        "torch-foreach", "torch-optimi", "flashoptim", "bitsandbytes", "timm")},
     {"bench_bf16": bench("bench_bf16", "--set", "bert-large", "--peers", "none", "--dtype",
                          "bf16")},
     {"bench_host": bench("bench_host", "--set", "tiny", "bert-base", "--algorithms", "adamw",
                          "madam", "lamb")},
 ]  # fmt: skip
-BEGIN = time.monotonic()
 
 
-def result(name: str, part: Part) -> dict:
-    """Run a part, for its limit at most; its log goes to OUT/<name>.log."""
+def result(name: str, part: Part, end: float) -> dict:
+    """Run a part, for its limit and to the end of time at most; its log goes to OUT/<name>.log."""
     begin, log = time.monotonic(), OUT / f"{name}.log"
-    limit = min(part.limit, BEGIN + SECONDS - begin)
+    limit = min(part.limit, end - begin)
     if limit <= 0:
         status = "no time left"
     else:
@@ -133,13 +130,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     known = [name for stage in STAGES for name in stage]
     parser.add_argument("--only", nargs="+", choices=known, default=known, help="parts to run")
-    chosen = parser.parse_args(arguments).only
+    parser.add_argument("--seconds", type=float, default=465, help="for all of it; default: 465")
+    chosen = parser.parse_args(arguments)
+    end = time.monotonic() + chosen.seconds
     OUT.mkdir(parents=True, exist_ok=True)
     results = {}
     for stage in STAGES:
-        parts = {name: part for name, part in stage.items() if name in chosen}
+        parts = {name: part for name, part in stage.items() if name in chosen.only}
         with ThreadPoolExecutor(len(stage)) as pool:
-            results |= zip(parts, pool.map(result, parts, parts.values()), strict=True)
+            done = pool.map(lambda item: result(*item, end), parts.items())
+            results |= zip(parts, done, strict=True)
     for path in (ROOT / "bench" / "results").glob("nvidia-*"):
         shutil.copy(path, OUT)
     (OUT / "gpu_check.json").write_text(json.dumps(results, indent=2) + "\n")

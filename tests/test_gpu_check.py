@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 from bench import gpu_check
 
@@ -42,8 +43,8 @@ def test_an_absent_program_is_told(tmp_path):
 
 def test_a_part_that_there_is_no_time_for_is_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "OUT", tmp_path)
-    monkeypatch.setattr(gpu_check, "SECONDS", 0)
-    found = gpu_check.result("late", gpu_check.Part([sys.executable, "-c", "print('begun')"], 30))
+    part = gpu_check.Part([sys.executable, "-c", "print('begun')"], 30)
+    found = gpu_check.result("late", part, time.monotonic())
     assert found["status"] == "no time left" and not (tmp_path / "late.log").exists()
 
 
