@@ -11,7 +11,7 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-constexpr int kThreads = 128;  // per block
+constexpr int kThreads = 256;  // per block
 
 // Storage of the calling block. (Emulated blocks share a process, so theirs comes from the
 // emulation.)
@@ -33,48 +33,31 @@ inline const char* failure(const char* call, cudaError_t status) {
   return text;
 }
 
-// Blocks of a kernel that one device runs at a time.
-struct Residency {
-  int device = -1;
-  int blocks = 0;
-};
-
-template <class... Arguments>
-const char* measure(void (*kernel)(Arguments...), int device, Residency& residency) {
-  int processors = 0, blocks = 0;
-  if (const char* error =
-          failure("cudaDeviceGetAttribute",
-                  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)))
-    return error;
-  if (const char* error =
-          failure("cudaOccupancyMaxActiveBlocksPerMultiprocessor",
-                  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0)))
-    return error;
-  residency = {device, std::max(1, processors * blocks)};
-  return nullptr;
+// Blocks that share a chunk. Small pieces let all blocks work in a narrow stretch of every column,
+// which memory likes; chunks that are mostly empty are not worth more than one.
+inline unsigned pieces(const Launch& launch) {
+  return 2 * launch.elements > launch.chunks * kChunk ? 2 : 1;
 }
 
-// On the current device: no more blocks than run at a time, since each walks over chunks.
-inline const char* enqueue(void (*kernel)(Launch), Residency& residency, const Launch& launch,
-                           int device, void* stream) {
-  if (residency.device != device)
-    if (const char* error = measure(kernel, device, residency)) return error;
+// On the current device. The hardware hands out blocks as multiprocessors become free.
+inline const char* enqueue(void (*kernel)(Launch), unsigned pieces, const Launch& launch,
+                           void* stream) {
   cudaLaunchConfig_t config = {};
   // Without chunks one block still advances the counts of tensors without elements.
-  config.gridDim = unsigned(std::clamp<std::int64_t>(launch.chunks, 1, residency.blocks));
+  config.gridDim = unsigned(std::max<std::int64_t>(launch.chunks * pieces, 1));
   config.blockDim = kThreads;
   config.stream = static_cast<cudaStream_t>(stream);
   return failure("cudaLaunchKernelEx", cudaLaunchKernelEx(&config, kernel, launch));
 }
 
 // Launches on `device` and leaves the thread's current device as it was.
-inline const char* enqueue_on(void (*kernel)(Launch), Residency& residency, const Launch& launch,
+inline const char* enqueue_on(void (*kernel)(Launch), unsigned pieces, const Launch& launch,
                               int device, void* stream) {
   int current = -1;
   if (const char* error = failure("cudaGetDevice", cudaGetDevice(&current))) return error;
-  if (current == device) return enqueue(kernel, residency, launch, device, stream);
+  if (current == device) return enqueue(kernel, pieces, launch, stream);
   if (const char* error = failure("cudaSetDevice", cudaSetDevice(device))) return error;
-  const char* error = enqueue(kernel, residency, launch, device, stream);
+  const char* error = enqueue(kernel, pieces, launch, stream);
   const cudaError_t restored = cudaSetDevice(current);
   return error != nullptr ? error : failure("cudaSetDevice", restored);
 }

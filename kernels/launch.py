@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .multi_tensor_apply import multi_tensor_apply
+from .multi_tensor_apply import CHUNK, multi_tensor_apply
 from .prologue import never_faded
 from .sums import LANES
 
@@ -34,8 +34,9 @@ DTYPES = {
     torch.float16: tl.float16,
 }
 INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
-# one stage: a block's loads must not be moved before an earlier block's stores
+# one stage but for the loop that says otherwise
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+REGISTERS = 80  # of a thread, so that 6 programs fit a multiprocessor; more for float64
 
 
 def facts(rule: str, variant: int) -> dict:
@@ -77,15 +78,24 @@ def options(launch, work) -> dict:
     with them programs on a multiprocessor."""
     itemsize, emits = launch.opmath.itemsize, facts(work.rule, work.variant)["EMITS"]
     warps = block_size(itemsize, emits) * itemsize // (16 * 32)
-    return {**OPTIONS, "num_warps": 4 if INTERPRETED else warps}
+    limit = {"maxnreg": REGISTERS} if itemsize == 4 else {}
+    return {**OPTIONS, **limit, "num_warps": 4 if INTERPRETED else warps}
+
+
+def programs(launch, work) -> int:
+    """Programs of a pass: those that share a chunk are as many as in launch.cuh."""
+    chunks, emits = len(launch.chunk), facts(work.rule, work.variant)["EMITS"]
+    pieces = 2 if not emits and 2 * launch.elements > chunks * CHUNK.value else 1
+    return max(pieces * chunks, 1)
 
 
 def apply(launch, work) -> None:
     """Enqueue one pass over all tensors of ``launch`` on the current stream."""
-    chunks, sums = launch.chunk.shape[0], work.sums
-    key = "triton", work.rule, work.variant
+    sums, key = work.sums, ("triton", work.rule, work.variant)
     if key not in launch.handles:
-        launch.handles[key] = {**constants(launch, work), **options(launch, work)}
+        compiled_for = {**constants(launch, work), **options(launch, work)}
+        launch.handles[key] = (programs(launch, work),), compiled_for
+    grid, compiled_for = launch.handles[key]
     tables = (None,) * 8
     if sums is not None:
         tables = (
@@ -93,9 +103,9 @@ def apply(launch, work) -> None:
             sums.chunks, sums.address, sums.arrived,
         )  # fmt: skip
     with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
-        multi_tensor_apply[(max(chunks, 1),)](
+        multi_tensor_apply[grid](
             launch.address, launch.grad, launch.numel, launch.row, launch.chunk, launch.hyper,
             launch.source, launch.grad_scale, launch.skip_flag(work),
             launch.grad_norm_sq(work), launch.ticket,
-            *tables, launch.numel.numel(), chunks, **launch.handles[key],
+            *tables, launch.numel.numel(), len(launch.chunk), **compiled_for,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 // The CUDA engine: chunks to blocks, units of a chunk through the rule, all in one launch.
 //
-// A unit is 16 bytes of opmath. Unit u of a chunk belongs to thread u mod 128: the lanes of a warp
+// A unit is 16 bytes of opmath. Unit u of a chunk belongs to thread u mod 256: the lanes of a warp
 // touch neighbouring units in every column (8 consecutive elements a thread would split each
 // 32-byte sector over two stores), and elements i and i + 1024 stay in one thread, as N7 asks.
 #pragma once
@@ -14,11 +14,13 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-// Blocks that must fit a multiprocessor: at most 128 registers a thread, or 168.
+// Blocks that must fit a multiprocessor: at most 80 registers a thread, or 128.
 template <class T>
-constexpr int kResident = sizeof(T) == sizeof(float) ? 4 : 3;
+constexpr int kResident = sizeof(T) == sizeof(float) ? 3 : 2;
 
-constexpr int kInFlight = 2;  // units of each column that a thread has under way
+// Whether a block takes its ticket before it works.
+template <class Rule>
+constexpr bool kEarlyTicket = Rule::kMovesParam && !Rule::kEmits;
 
 // State 0 is there even in a rule that has none, where nothing touches it.
 template <class Rule>
@@ -129,79 +131,85 @@ __device__ __forceinline__ void store_unit(const Launch& launch, const Columns<R
       store<kWhole, T>(state_dtype<T>(launch, k), values.state[k], columns.state[k], first, n);
 }
 
-// A thread's lanes of N7: kTurns passes over a chunk fill them once.
+// A thread's lanes of N7: kTurns of its units fill them once.
 template <class Rule>
 struct Lanes {
   using T = typename Rule::opmath;
-  static constexpr int kPass = kInFlight * kUnit<T>, kTurns = kThreadLanes / kPass;
+  static constexpr int kTurns = kThreadLanes / kUnit<T>;
+  static_assert(kTurns * kUnit<T> == kThreadLanes);
   double lane[Rule::kEmits ? Rule::kSums : 1][kThreadLanes] = {};
 
-  // Adds unit u of a pass, n elements of it. Nothing is indexed by `turn`, which would cost local
-  // memory; adding 0 to a sum of squares changes no bit.
-  __device__ __forceinline__ void add(const Values<Rule>& values, int turn, int u, int n) {
+  // Adds n elements of a unit. Nothing is indexed by `turn`, which would cost local memory; adding
+  // 0 to a sum of squares changes no bit.
+  __device__ __forceinline__ void add(const Values<Rule>& values, int turn, int n) {
 #pragma unroll
     for (int k = 0; k < (Rule::kEmits ? Rule::kSums : 0); ++k)
 #pragma unroll
       for (int q = 0; q < kTurns; ++q)
 #pragma unroll
         for (int i = 0; i < kUnit<T>; ++i) {
-          double& sum = lane[k][q * kPass + u * kUnit<T> + i];
+          double& sum = lane[k][q * kUnit<T> + i];
           sum = sum + select(q == turn && i < n, square(values.out[k][i]), 0.0);
         }
   }
 };
 
+// A thread's units of n elements, each loaded before the one in front of it is updated: memory
+// works while the rule does.
 template <class Rule>
-__device__ __forceinline__ void apply_chunk(const Launch& launch, const Prologue<Rule>& now,
-                                            typename Rule::opmath scale, const Chunk& chunk) {
+__device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue<Rule>& now,
+                                            typename Rule::opmath scale, const Chunk& chunk,
+                                            std::int64_t begin, int n) {
   using T = typename Rule::opmath;
-  constexpr int kStride = kThreads * kUnit<T>, kPass = kInFlight * kStride;
+  constexpr int kStride = kThreads * kUnit<T>;
   const Columns<Rule> columns(launch, chunk.tensor);
-  const std::int64_t begin = chunk.index * kChunk;
-  const std::int64_t end = begin + kChunk < columns.numel ? begin + kChunk : columns.numel;
+  const int own = int(threadIdx.x) * kUnit<T>;
+  // Chosen for the block as a whole, so that its accesses stay free of divergent branches.
+  const int whole = columns.aligned ? n / kStride * kStride : 0;
+  const auto fetch = [&](int row, Loaded<Rule>& loaded) {
+    const bool faded = Rule::kFading >= 0 && now.faded;
+    if (row < whole)
+      load_unit<true>(launch, columns, faded, begin + row + own, 0, loaded);
+    else
+      load_unit<false>(launch, columns, faded, begin + row + own, n - row - own, loaded);
+  };
   Lanes<Rule> lanes;
-  for (std::int64_t pass = begin; pass < end; pass += kPass) {
-    const std::int64_t first = pass + int(threadIdx.x) * kUnit<T>;
-    const int left = int(end - first);
-    // Chosen for the block as a whole, so that its loads stay free of divergent branches.
-    const bool whole = columns.aligned && pass + kPass <= end;
-    Loaded<Rule> loaded[kInFlight];
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u)
-      if (whole)
-        load_unit<true>(launch, columns, now.faded, first + u * kStride, 0, loaded[u]);
-      else
-        load_unit<false>(launch, columns, now.faded, first + u * kStride, left - u * kStride,
-                         loaded[u]);
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
-      Values<Rule> values;
-      update_unit(launch, now, scale, loaded[u], values);
-      if (whole)
-        store_unit<true>(launch, columns, now.faded, first + u * kStride, 0, values);
-      else
-        store_unit<false>(launch, columns, now.faded, first + u * kStride, left - u * kStride,
-                          values);
-      lanes.add(values, int((pass - begin) / kPass) % Lanes<Rule>::kTurns, u, left - u * kStride);
-    }
+  Loaded<Rule> next;
+  // Memory is under way while thread 0 is at the prologue, unless that says what is to be read.
+  if constexpr (Rule::kFading < 0) fetch(0, next);
+  __syncthreads();
+  if constexpr (Rule::kFading >= 0) fetch(0, next);
+  for (int row = 0, turn = 0; row < n; row += kStride) {
+    const Loaded<Rule> loaded = next;
+    if (row + kStride < n) fetch(row + kStride, next);
+    Values<Rule> values;
+    update_unit(launch, now, scale, loaded, values);
+    if (row < whole)
+      store_unit<true>(launch, columns, now.faded, begin + row + own, 0, values);
+    else
+      store_unit<false>(launch, columns, now.faded, begin + row + own, n - row - own, values);
+    lanes.add(values, turn, n - row - own);
+    turn = (turn + 1) % Lanes<Rule>::kTurns;
   }
   if constexpr (Rule::kEmits)
     for (int k = 0; k < Rule::kSums; ++k)
       store_partial(launch, chunk, k, fold_block<kUnit<T>>(lanes.lane[k]));
 }
 
-// Counts and carried scalars were read by thread 0 of every block alone. The fences put its reads
-// before its ticket, and all tickets before the writes of the block that comes last.
+// Thread 0 takes a ticket when it has read counts, carried scalars and sums for its block: the
+// block with the last one may overwrite them. A rule that emits sums has first to store its own.
+__device__ __forceinline__ unsigned take_ticket(const Launch& launch) {
+  __threadfence();
+  return atomicAdd(launch.ticket, 1u);
+}
+
 template <class Rule>
-__device__ __forceinline__ void advance_all(const Launch& launch) {
+__device__ __forceinline__ void advance_all(const Launch& launch, unsigned ticket) {
   bool* last = shared_memory<bool, 1>();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *last = atomicAdd(launch.ticket, 1u) == gridDim.x - 1;
-    __threadfence();
-  }
+  if (threadIdx.x == 0) *last = ticket == gridDim.x - 1;
   __syncthreads();
   if (!*last) return;
+  __threadfence();
   for (std::int64_t i = threadIdx.x; i < launch.tensors; i += kThreads)
     if (advances<Rule>(launch, i)) advance(launch, i, prologue<Rule>(launch, i));
   if (threadIdx.x == 0) *launch.ticket = 0;
@@ -211,39 +219,39 @@ template <class Rule>
 __global__ void __launch_bounds__(kThreads, kResident<typename Rule::opmath>)
     apply_kernel(const __grid_constant__ Launch launch) {
   using T = typename Rule::opmath;
-  // Two, taken in turns: thread 0 may fill one while slower threads still read the other.
-  Prologue<Rule>* shared = shared_memory<Prologue<Rule>, 2>();
+  Prologue<Rule>* shared = shared_memory<Prologue<Rule>, 1>();
   if (skipped(launch)) return;
-  const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
-
-  std::int32_t tensor = -1;
-  int turn = 0;
-  for (std::int64_t i = blockIdx.x; i < launch.chunks; i += gridDim.x) {
-    const Chunk chunk = launch.chunk[i];
-    if (serves<Rule>(launch, chunk.tensor)) {
-      if (chunk.tensor != tensor) {
-        tensor = chunk.tensor;
-        turn = 1 - turn;
-        if (threadIdx.x == 0) shared[turn] = prologue<Rule>(launch, tensor);
-        __syncthreads();
-      }
-      const Prologue<Rule> now = shared[turn];
-      apply_chunk<Rule>(launch, now, scale, chunk);
+  const bool first = threadIdx.x == 0;
+  unsigned ticket = 0;
+  if (launch.chunks > 0) {
+    const unsigned pieces = gridDim.x / unsigned(launch.chunks);
+    const Chunk chunk = launch.chunk[blockIdx.x / pieces];
+    const std::int64_t size = kChunk / pieces;
+    const std::int64_t begin = chunk.index * kChunk + blockIdx.x % pieces * size;
+    const std::int64_t left = launch.numel[chunk.tensor] - begin;
+    const bool works = serves<Rule>(launch, chunk.tensor) && left > 0;
+    if (first && works) *shared = prologue<Rule>(launch, chunk.tensor);
+    if (first && kEarlyTicket<Rule>) ticket = take_ticket(launch);
+    if (works) {
+      const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
+      apply_piece<Rule>(launch, *shared, scale, chunk, begin, int(left < size ? left : size));
     } else if constexpr (Rule::kEmits && !Rule::kKeepsAbsent) {
       for (int k = 0; k < Rule::kSums; ++k) store_partial(launch, chunk, k, 0.0);
     }
     if constexpr (Rule::kEmits) arrive<Rule>(launch, chunk.tensor);
   }
-  if constexpr (Rule::kMovesParam) advance_all<Rule>(launch);
+  if constexpr (Rule::kMovesParam) {
+    if (first && !kEarlyTicket<Rule>) ticket = take_ticket(launch);
+    advance_all<Rule>(launch, ticket);
+  }
 }
 
 // Returns nullptr, or what went wrong.
 template <class Rule>
 const char* apply(const Launch& launch, int device, void* stream) {
   static_assert(check_rule<Rule>());
-  static thread_local Residency residency;
   if (launch.tensors == 0) return nullptr;
-  return enqueue_on(&apply_kernel<Rule>, residency, launch, device, stream);
+  return enqueue_on(&apply_kernel<Rule>, Rule::kEmits ? 1 : pieces(launch), launch, device, stream);
 }
 
 struct CudaEngine {

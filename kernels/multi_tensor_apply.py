@@ -12,6 +12,7 @@ from .prologue import MASTER, PARAM, STATE, advance, prologue
 from .sums import LANES, arrive
 
 CHUNK = tl.constexpr(16384)  # elements, a constant of the law (N7)
+STAGES = tl.constexpr(3)  # blocks of a column that are under way; no two of them share memory
 
 
 @triton.jit
@@ -128,11 +129,15 @@ def multi_tensor_apply(
         running = tl.load(found_inf) == 0.0
     if running:
         # one program without a chunk runs where every tensor is empty: their counts advance
-        there = program < chunks
-        tensor = tl.load(chunk + 2 * program, there, other=0)
-        index = tl.load(chunk + 2 * program + 1, there, other=0).to(tl.int64)
+        there = chunks > 0
+        pieces = tl.num_programs(0) // tl.maximum(chunks, 1)
+        size = CHUNK // pieces
+        tensor = tl.load(chunk + 2 * (program // pieces), there, other=0)
+        index = tl.load(chunk + 2 * (program // pieces) + 1, there, other=0).to(tl.int64)
+        begin = index * CHUNK + program % pieces * size
+        left = tl.load(numel + tensor, there, other=0) - begin
         gradient = tl.load(grad + tensor, there, other=0)
-        here = there if SERVES_ALL else gradient != 0
+        here = (there if SERVES_ALL else gradient != 0) & (left > 0)
         if here:
             s, coefficient, gone, _, _ = prologue(
                 address, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors, tensor,
@@ -161,10 +166,9 @@ def multi_tensor_apply(
                     lanes += (tl.zeros((LANES,), tl.float64),)
             # Full blocks of aligned memory first, without masks; then what is left. The same
             # arithmetic for both (N10).
-            begin = index * CHUNK
-            n = tl.minimum(tl.load(numel + tensor) - begin, CHUNK).to(tl.int32)
+            n = tl.minimum(left, size).to(tl.int32)
             whole = tl.where((alignment & 15) == 0, n - n % BLOCK, 0)
-            for offset in range(0, whole, BLOCK):
+            for offset in tl.range(0, whole, BLOCK, num_stages=STAGES):
                 lanes = apply_block(
                     s, coefficient, scale, kept, gradient, param, master, states, lanes, begin,
                     offset, n, update, variant, FADING, opmath, param_dtype, grad_dtype,

@@ -62,9 +62,7 @@ __device__ void arrive(const Launch& launch, std::int64_t tensor) {
     __threadfence();
   }
   __syncthreads();
-  const bool all = *complete;
-  __syncthreads();  // before thread 0 writes it again
-  if (!all) return;
+  if (!*complete) return;
   sum_segment<Rule>(launch, segment);
   if (threadIdx.x == 0) launch.arrived[segment] = 0;
 }

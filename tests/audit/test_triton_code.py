@@ -112,6 +112,7 @@ def arrays(rule: str, variant: int, mode: str) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("name", KERNELS)
 def test_code(name, compiled):
     from fusedstep.kernels.launch import facts
+    from fusedstep.kernels.multi_tensor_apply import STAGES
 
     from tests.audit.inspect_code import disassembler, forbidden
 
@@ -123,11 +124,15 @@ def test_code(name, compiled):
     if mode == "f16" and facts(rule, int(variant))["MOVES_PARAM"]:
         assert "cvt.rn.f16.f32" in ptx
 
-    # Full blocks move 16 bytes of opmath for a thread at once, so 8 of a 16-bit array.
-    for opcode, sizes in zip(("ld", "st"), arrays(rule, int(variant), mode)):
-        wide = len(re.findall(rf"\b{opcode}\.global\.(?:\w+\.)*(?:v4\.b32|v2\.b64)\b", ptx))
-        half = len(re.findall(rf"\b{opcode}\.global\.(?:\w+\.)*(?:v2\.b32|v4\.b16)\b", ptx))
-        assert (wide, half) == (sum(size >= 4 for size in sizes), sizes.count(2)), opcode
+    # Full blocks move 16 bytes of opmath for a thread at once, so 8 of a 16-bit array. What is read
+    # is on its way to shared memory for as many blocks as there are stages.
+    read, written = arrays(rule, int(variant), mode)
+    for width, sizes in (("0x10", (4, 8)), ("0x8", (2,))):
+        copies = re.findall(rf"\bcp\.async\.\w+\.shared\.global .*, {width}, ", ptx)
+        assert len(copies) == STAGES.value * sum(size in sizes for size in read), width
+    wide = len(re.findall(r"\bst\.global\.(?:\w+\.)*(?:v4\.b32|v2\.b64)\b", ptx))
+    half = len(re.findall(r"\bst\.global\.(?:\w+\.)*(?:v2\.b32|v4\.b16)\b", ptx))
+    assert (wide, half) == (sum(size >= 4 for size in written), written.count(2))
 
     usage = [disassembler("cuobjdump"), "-res-usage", str(compiled / f"{name}.cubin")]
     usage = subprocess.run(usage, check=True, capture_output=True, text=True).stdout

@@ -1,7 +1,8 @@
-// The part of CUDA that kernels/ uses, on the host: a CUDA thread is a thread, all blocks of a
+// The part of CUDA that kernels/ uses, on the host: a CUDA thread is a thread, several blocks of a
 // launch run at the same time, and a launch returns when its last thread has.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <barrier>
 #include <cstddef>
@@ -29,8 +30,7 @@ struct dim3 {
 
 namespace emulation {
 
-// Few, so that a block takes several chunks and the order in which blocks finish matters.
-constexpr int kProcessors = 3;
+constexpr unsigned kProcessors = 3;  // blocks that run at the same time
 
 // What the threads of one block have in common.
 class Block {
@@ -79,7 +79,6 @@ inline void* __cvta_global_to_generic(std::size_t address) {
 }
 
 enum cudaError_t { cudaSuccess };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 using cudaStream_t = struct Stream*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -90,34 +89,28 @@ struct cudaLaunchConfig_t {
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = emulation::kProcessors, cudaSuccess;
-}
-template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
-  return *blocks = 1, cudaSuccess;
-}
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   const unsigned grid = config->gridDim.x, threads = config->blockDim.x;
   std::vector<std::unique_ptr<emulation::Block>> blocks;
+  for (unsigned b = 0; b < grid; ++b) blocks.push_back(std::make_unique<emulation::Block>(threads));
   std::vector<std::thread> running;
-  for (unsigned b = 0; b < grid; ++b) {
-    blocks.push_back(std::make_unique<emulation::Block>(threads));
+  for (unsigned first = 0; first < std::min(grid, emulation::kProcessors); ++first)
     for (unsigned t = 0; t < threads; ++t)
-      running.emplace_back([=, block = blocks.back().get(), &arguments...] {
+      running.emplace_back([=, &blocks, &arguments...] {
         // A new thread inherits its creator's flush to zero; a GPU would not.
         const fusedstep::FloatEnvironment environment;
-        emulation::block = block;
         gridDim = {grid};
-        blockIdx = {b};
         threadIdx = {t};
-        kernel(arguments...);
-        block->barrier.arrive_and_drop();
+        for (unsigned b = first; b < grid; b += emulation::kProcessors) {
+          emulation::block = blocks[b].get();
+          blockIdx = {b};
+          kernel(arguments...);
+          emulation::block->barrier.arrive_and_drop();
+        }
       });
-  }
   for (std::thread& thread : running) thread.join();
   return cudaSuccess;
 }
