@@ -124,6 +124,54 @@ def test_hooks_run_before_and_after_a_step():
     assert len(told) == 10
 
 
+class OwnStep(fusedstep.AdamW):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def seven():
+    return 7.0
+
+
+GIVEN = {
+    "nothing": ((), {}),
+    "None": ((None,), {}),
+    "a closure": ((seven,), {}),
+    "a closure by name": ((), {"closure": seven}),
+}
+
+
+@pytest.mark.parametrize("args, kwargs", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("cls", [fusedstep.AdamW, OwnStep])
+def test_hooks_are_told_once_and_the_same_as_torchs(cls, args, kwargs):
+    told = []
+    for kind in (cls, torch.optim.SGD):
+        optimizer, calls = kind(model((3,))), []
+        optimizer.register_step_pre_hook(lambda *given, calls=calls: calls.append(given))
+        optimizer.register_step_post_hook(lambda *given, calls=calls: calls.append(given))
+        optimizer.step(*args, **kwargs)
+        told.append([(given[1:], by_name) for _, given, by_name in calls])
+    assert told[0] == told[1] == [(args, kwargs)] * 2
+
+
+def test_a_hook_may_exchange_the_arguments():
+    (p,) = model((3,))
+    optimizer = fusedstep.AdamW([p])
+    optimizer.register_step_pre_hook(lambda _, args, kwargs: (args, {"closure": lambda: 5.0}))
+    assert optimizer.step() == 5.0
+
+
+def test_hooks_run_within_a_step_that_was_put_in_its_place(monkeypatch):
+    """As torch's do: it wraps the step of a class whose optimizer it builds, and no other."""
+    (p,), told = model((3,)), []
+    optimizer = fusedstep.AdamW([p])
+    optimizer.register_step_pre_hook(lambda *_: told.append("pre"))
+    original = fusedstep.AdamW.step
+    monkeypatch.setattr(fusedstep.AdamW, "step", lambda self: original(self))
+    optimizer.step()
+    assert told == ["pre"]
+
+
 def test_a_profiler_sees_the_step_by_its_name():
     params = model()
     optimizer = fusedstep.MAdam(params)

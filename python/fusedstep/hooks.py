@@ -15,20 +15,27 @@ from torch.optim.optimizer import (
 def with_hooks(step):
     """What torch makes of every optimizer's ``step(self, closure=None)``: it runs hooks, and a
     profiler sees its name. That costs as much as a hundred small tensors, so it is left out where
-    there is neither hook nor profiler."""
+    there is neither hook nor profiler; and where a subclass overrides ``step``, which torch then
+    wraps itself, so that hooks would run again within."""
     hooked = Optimizer.profile_hook_step(step)
 
     @functools.wraps(step)
-    def wrapper(self, closure=None):
+    def wrapper(*args, **kwargs):
+        self = args[0]
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
-        ):
-            return hooked(self) if closure is None else hooked(self, closure)
-        return step(self, closure)
+        ) and not _wrapped_by_torch(type(self).step):
+            return hooked(*args, **kwargs)
+        return step(*args, **kwargs)
 
     wrapper.hooked = True  # or torch would do it again
+    wrapper.runs_own_hooks = True
     return wrapper
+
+
+def _wrapped_by_torch(step) -> bool:
+    return getattr(step, "hooked", False) and not getattr(step, "runs_own_hooks", False)
