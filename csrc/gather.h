@@ -43,7 +43,7 @@ class Gatherer {
   // tensor_type: torch.Tensor, of torch 2.10 or later. For each of params, dtypes: the code of its
   // gradient's dtype, or -1 where it is in no launch; places: the address of its entry in a
   // launch's table of gradients, or 0. fixed: tensors that must stay where they are. Whoever makes
-  // a Gatherer keeps params and fixed alive.
+  // a Gatherer keeps params, fixed and the tables of gradients alive.
   Gatherer(const pybind11::object& tensor_type, const pybind11::list& params,
            const std::vector<std::int64_t>& dtypes, const std::vector<std::uint64_t>& places,
            const pybind11::list& fixed) {
@@ -51,6 +51,7 @@ class Gatherer {
     if (Py_TYPE(grad.ptr()) != &PyGetSetDescr_Type)
       throw pybind11::import_error("torch.Tensor.grad is no attribute of C");
     get_grad_ = reinterpret_cast<PyGetSetDescrObject*>(grad.ptr())->d_getset;
+    is_neg_ = tensor_type.attr("is_neg");
     const pybind11::capsule api = tensor_type.attr("__dlpack_c_exchange_api__");
     const auto* found = api.get_pointer<const dlpack::ExchangeApi>();
     while (found != nullptr && found->major != 1) found = found->previous;
@@ -61,6 +62,8 @@ class Gatherer {
     for (const pybind11::handle param : params) {
       if (!PyObject_TypeCheck(param.ptr(), type))
         throw pybind11::import_error("a parameter is no tensor");
+      if (pybind11::type::handle_of(param).attr("grad").ptr() != grad.ptr())
+        throw pybind11::import_error("a parameter has a grad of its own making");
       Planned planned = {};
       planned.param = param.ptr();
       planned.grad_dtype = dtypes.at(planned_.size());
@@ -123,12 +126,24 @@ class Gatherer {
     if (grad == Py_None) return true;
     const dlpack::Tensor gradient = view(grad);
     if (!has_dtype(gradient, planned.grad_dtype) || gradient.device_type != param.device_type ||
-        gradient.device_id != param.device_id || !same_layout(param, gradient))
+        gradient.device_id != param.device_id || !same_layout(param, gradient) ||
+        negated(grad, gradient))
       return false;
     // An empty tensor has no address, yet takes its step: any number but 0 will do.
     address = data(gradient);
     if (address == 0 && elements(gradient) == 0) address = 1;
     return address != 0;
+  }
+
+  // Whether a tensor's elements are the negatives of what memory holds, which DLPack does not tell.
+  // Such are the imaginary parts of conjugated numbers. They stand two apart, so that a gradient
+  // of more than one has not its parameter's layout.
+  bool negated(PyObject* tensor, const dlpack::Tensor& described) const {
+    if (elements(described) != 1) return false;
+    const auto answer =
+        pybind11::reinterpret_steal<pybind11::object>(PyObject_CallOneArg(is_neg_.ptr(), tensor));
+    if (!answer) throw pybind11::error_already_set();
+    return answer.ptr() == Py_True;
   }
 
   dlpack::Tensor view(PyObject* tensor) const {
@@ -151,6 +166,7 @@ class Gatherer {
   }
 
   const PyGetSetDef* get_grad_;  // of torch.Tensor.grad, which its type keeps
+  pybind11::object is_neg_;      // torch.Tensor.is_neg
   int (*view_)(void*, dlpack::Tensor*);
   std::vector<Planned> planned_;
   std::vector<std::int64_t> layouts_;

@@ -6,7 +6,15 @@ import fusedstep
 import pytest
 import torch
 
-from tests.training import assert_same, give_gradients, model, on_every_backend, stored, train
+from tests.training import (
+    assert_same,
+    give_gradients,
+    imaginary_part,
+    model,
+    on_every_backend,
+    stored,
+    train,
+)
 
 CANARY = 12345.0
 SHAPE = (2, 3, 4, 6)
@@ -68,6 +76,21 @@ def test_strides_of_size_one_dimensions_do_not_matter(backend, device):
         t.grad = torch.arange(5.0, device=device).as_strided((1, 5, 1), (9, 1, 9))
     fusedstep.AdamW([p, q], backend=backend).step()
     assert torch.equal(p, q) and not torch.equal(p, torch.ones_like(p))
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, -2.0]], ids=len)
+def test_a_gradient_may_be_a_negated_view(values, backend, device):
+    """Autograd stores one where it is an imaginary part; a plan that is kept must see it too."""
+    p, q = (torch.nn.Parameter(torch.ones(len(values), device=device)) for _ in range(2))
+    optimizers = [fusedstep.AdamW([t], backend=backend) for t in (p, q)]
+    for negated in (True, False, True):
+        p.grad, q.grad = imaginary_part(values, device), torch.tensor(values, device=device)
+        assert p.grad.is_neg()
+        if not negated:
+            p.grad = p.grad.resolve_neg()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

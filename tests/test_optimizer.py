@@ -64,6 +64,19 @@ def test_parameters_may_join_later():
     )
 
 
+def test_a_gradient_may_be_of_the_parameters_own_making(backend, device):
+    class Own(torch.nn.Parameter):
+        grad = property(lambda self: torch.full_like(self.detach(), 0.5), lambda self, value: None)
+
+    mine, plain = Own(torch.ones(3, device=device)), torch.nn.Parameter(torch.ones(3))
+    plain.grad = torch.full((3,), 0.5)
+    for p in (mine, plain):
+        optimizer = fusedstep.AdamW([p], backend=backend if p is mine else "reference")
+        for _ in range(2):
+            optimizer.step()
+    assert torch.equal(mine.cpu(), plain)
+
+
 # Hyper-parameters
 
 

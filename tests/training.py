@@ -36,6 +36,12 @@ def give_gradients(params, seed=0):
         p.grad = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
 
 
+def imaginary_part(values, device="cpu"):
+    """Of a conjugated tensor: a view of memory that holds the values' negatives."""
+    values = -torch.tensor(values, device=device)
+    return torch.complex(torch.zeros_like(values), values).conj().imag
+
+
 def train(optimizer, params, steps, seed=0):
     for t in range(steps):
         give_gradients(params, seed + t)

@@ -129,6 +129,11 @@ def parameter(where: str, p: torch.Tensor) -> None:
         )
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in PARAM_DTYPES)
         raise ValueError(f"{where} has dtype {p.dtype}; supported are {names}. {remedy}")
+    if p.is_neg():
+        raise ValueError(
+            f"{where} is a view of memory with its elements negated, as the imaginary part of a "
+            f"conjugated tensor is. Pass a copy (`p.detach().resolve_neg()`)."
+        )
     if not is_dense(p):
         raise ValueError(
             f"{where} has shape {tuple(p.shape)} and strides {p.stride()}: its elements overlap or "
@@ -149,11 +154,6 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"Build the layer with sparse=False or densify the gradient (`p.grad.to_dense()`)."
         )
     _plain(where, "has as gradient", g)
-    if g.is_neg():
-        raise ValueError(
-            f"{where} has a gradient that is a view with negated elements. "
-            f"Resolve it (`p.grad = p.grad.resolve_neg()`)."
-        )
     allowed = {p.dtype} | ({torch.float32} if p.dtype.itemsize == 2 else set())
     if g.dtype not in allowed:
         raise ValueError(

@@ -111,16 +111,16 @@ class Plan:
         return facts + [t.data_ptr() for t in self._fixed]
 
     def _fit(self, grads: list[torch.Tensor | None]) -> bool:
-        """Give gradients their parameter's layout; False where one is not as planned."""
+        """Give gradients their parameter's layout and sign; False where one is not as planned."""
         for i, g in enumerate(grads):
             if g is None or i in self.touched:
                 continue
             p = self._params[i]
-            if checks.is_sparse(g) or g.is_neg() or checks.without_memory(g):
+            if checks.is_sparse(g) or checks.without_memory(g):
                 return False
             if (g.dtype, g.shape, g.device) != (self._dtypes[i], p.shape, p.device):
                 return False
-            if not checks.same_layout(p, g):
+            if g.is_neg() or not checks.same_layout(p, g):
                 grads[i] = torch.empty_like(p, dtype=g.dtype).copy_(g)
         return True
 

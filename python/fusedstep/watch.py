@@ -57,7 +57,7 @@ def gatherer(
     params: list[torch.Tensor], dtypes: list[int], places: list[int], fixed: list[torch.Tensor]
 ):
     """What reads and checks gradients without Python's attribute calls (csrc/gather.h); None before
-    torch 2.10, and where a parameter is no tensor."""
+    torch 2.10, and where a parameter is no tensor or makes its gradient itself."""
     if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
     try:
