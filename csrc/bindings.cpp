@@ -7,6 +7,7 @@
 
 #include "core/registry.h"
 #include "gather.h"
+#include "watch.h"
 
 namespace py = pybind11;
 using namespace fusedstep;
@@ -134,7 +135,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
                     const std::vector<std::uint64_t>&, const py::list&>())
       .def("gather", &Gatherer::gather);
   py::class_<Watch>(m, "Watch", py::module_local())
-      .def(py::init<const py::list&, const py::object&>())
+      .def(py::init<const py::object&, const py::object&, const py::list&>())
       .def("holds", &Watch::holds);
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_kernel", &cpu_kernel, py::return_value_policy::reference);

@@ -1,17 +1,34 @@
 """What a step looks at by identity, natively and in Python."""
 
+import gc
+import weakref
+from collections import OrderedDict
+
+import fusedstep
 import pytest
 import torch
 from fusedstep import watch
+
+from tests.training import model, train
 
 
 @pytest.fixture(params=["native", "python"])
 def either_watch(request, monkeypatch):
     if request.param == "python":
         monkeypatch.setattr(watch, "native", lambda: None)
+    elif watch.native() is None:
+        pytest.skip("fusedstep._native is not built")
+
+
+def exchange_names(group):
+    """Of the first and last entry, whose values stay in their order."""
+    values, (first, *names, last) = list(group.values()), group
+    group.clear()
+    group.update(zip((last, *names, first), values, strict=True))
 
 
 CHANGES = {
+    "the names of two numbers": lambda tree: exchange_names(tree[2]),
     "a number": lambda tree: tree[0].update(lr=1.5),
     "a number in a tuple": lambda tree: tree[0].update(betas=(0.5, 0.75)),
     "a number in a list": lambda tree: tree[1]["betas"].__setitem__(1, 0.5),
@@ -27,6 +44,7 @@ def test_a_watch_sees_what_changes_at_any_depth(change, either_watch):
     tree = [
         {"params": [object()], "lr": 0.5, "betas": (0.5, 0.25)},
         {"params": [object(), object()], "lr": 0.5, "betas": [0.5, 0.25]},
+        {"lr": 0.5, "betas": (0.5, 0.25), "weight_decay": 0.25},
     ]
     seen = watch.Watch(tree, without="params")
     tree[0]["params"] = []
@@ -45,3 +63,60 @@ def test_a_watch_compares_no_tensors(either_watch):
     assert seen.holds({key: inner})
     inner["exp_avg"] = torch.ones(3)
     assert not seen.holds({key: inner})
+
+
+def test_an_order_of_its_own_is_no_change(either_watch):
+    ordered = OrderedDict(a=1.0, b=2.0)
+    ordered.move_to_end("a")
+    assert watch.Watch([ordered]).holds([ordered])
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    state = optimizer.state[params[0]] = OrderedDict(optimizer.state[params[0]])
+    state.move_to_end("step")
+    train(optimizer, params, 2)
+    assert int(state["step"]) == 3
+
+
+def test_exchanged_states_are_used(either_watch):
+    params = model((3,), (3,))
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    first, second = (optimizer.state[p] for p in params)
+    second["step"].fill_(7)
+    optimizer.state.clear()
+    optimizer.state.update({params[1]: first, params[0]: second})
+    params[1].grad = None
+    optimizer.step()
+    assert int(first["step"]) == 1 and int(second["step"]) == 8
+
+
+def test_exchanged_names_of_states_are_followed(either_watch):
+    (p,) = params = model((3,))
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    state, g = optimizer.state[p], p.grad.clone()
+    step, first, second = state.values()
+    state.clear()
+    state.update(step=step, exp_avg_sq=first, exp_avg=second)
+    want = second.lerp(g, 0.1)
+    optimizer.step()
+    torch.testing.assert_close(second, want)
+
+
+def test_what_is_watched_is_collected_with_its_optimizer():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    optimizer.param_groups[0]["owners"] = [optimizer]
+    train(optimizer, params, 2)
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_tree_without_an_end_is_an_error(either_watch):
+    tree = []
+    tree.append(tree)
+    with pytest.raises(RecursionError):
+        watch.Watch(tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -20,32 +20,33 @@ def native():
     return _native
 
 
-def contents(tree: dict | list, without: str | None = None) -> list[Any]:
-    """What a tree of dicts and lists holds, each of them followed by what it holds itself; entries
-    of dicts under the key ``without`` are left out."""
+def contents(tree: dict | list, without: str | None) -> list[Any]:
+    """Keys and values that a tree of dicts and lists holds, every dict and list followed by what it
+    holds itself; entries of dicts under the key ``without`` are left out."""
     found = []
-    for value in _values(tree, without):
-        found.append(value)
-        if isinstance(value, (dict, list)):
-            found += contents(value, without)
+    for held in _entries(tree, without) if isinstance(tree, dict) else tree:
+        found.append(held)
+        if isinstance(held, (dict, list)):
+            found += contents(held, without)
     return found
 
 
-def _values(tree: dict | list, without: str | None) -> Iterable[Any]:
-    if not isinstance(tree, dict):
-        return tree
-    if without is None:
-        return tree.values()  # its keys may be tensors, whose comparison is a tensor
-    return [value for key, value in tree.items() if key != without]
+def _entries(tree: dict, without: str | None) -> Iterator[Any]:
+    for key, value in tree.items():
+        if not (isinstance(key, str) and key == without):  # of tensors, == is another tensor
+            yield from (key, value)
 
 
 class Watch:
     """The very objects that a tree of dicts and lists holds. Of them, only these may change."""
 
     def __init__(self, tree: dict | list, without: str | None = None):
-        self._found, self._without = contents(tree, without), without
-        if native() is not None:
-            self.holds = native().Watch(self._found, without).holds
+        self._found: list[Any] = []  # kept alive, or others could take their identity
+        self._without = without
+        if native() is None:
+            self._found = contents(tree, without)
+        else:
+            self.holds = native().Watch(tree, without, self._found).holds
 
     def holds(self, tree: dict | list) -> bool:
         """Whether a tree holds them and no others, in the same order."""

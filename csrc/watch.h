@@ -1,0 +1,73 @@
+// Whether what a step was planned on is still there: looked at by identity.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <utility>
+#include <vector>
+
+namespace fusedstep {
+
+// The very keys and values that a tree of dicts and lists holds, in their order.
+class Watch {
+ public:
+  // without: a key of dicts that is left out with its value, or None. found: an empty list that is
+  // given what the tree holds, every dict and list followed by what it holds itself. Whoever makes
+  // a Watch keeps it alive, where Python's garbage collector sees it.
+  Watch(const pybind11::object& tree, const pybind11::object& without, const pybind11::list& found)
+      : without_(without) {
+    if (!walk(tree.ptr(), found.ptr())) throw pybind11::error_already_set();
+  }
+
+  bool holds(const pybind11::object& tree) const {
+    auto at = found_.begin();
+    return same(tree.ptr(), at) && at == found_.end();
+  }
+
+ private:
+  using Found = std::vector<std::pair<PyObject*, bool>>;  // and whether it holds others
+
+  // False with a Python exception set.
+  bool walk(PyObject* tree, PyObject* found) {
+    if (Py_EnterRecursiveCall(" while options or states are walked")) return false;
+    const bool done = each(tree, [&](PyObject* object) {
+      found_.emplace_back(object, PyDict_Check(object) || PyList_Check(object));
+      return PyList_Append(found, object) == 0 && (!found_.back().second || walk(object, found));
+    });
+    Py_LeaveRecursiveCall();
+    return done;
+  }
+
+  bool same(PyObject* tree, Found::const_iterator& at) const {
+    return each(tree, [&](PyObject* object) {
+      if (at == found_.end() || at->first != object) return false;
+      return (at++)->second ? same(object, at) : true;
+    });
+  }
+
+  // Whether `visit` is true of all that a dict or list holds; it is asked until it is not.
+  template <class Visit>
+  bool each(PyObject* tree, Visit visit) const {
+    if (PyDict_Check(tree)) {
+      Py_ssize_t place = 0;
+      PyObject *key = nullptr, *value = nullptr;
+      while (PyDict_Next(tree, &place, &key, &value))
+        if (!left_out(key) && !(visit(key) && visit(value))) return false;
+    } else if (PyList_Check(tree)) {
+      for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tree); ++i)
+        if (!visit(PyList_GET_ITEM(tree, i))) return false;
+    }
+    return true;
+  }
+
+  bool left_out(PyObject* key) const {
+    if (without_.is_none()) return false;
+    return key == without_.ptr() ||
+           (PyUnicode_Check(key) && PyUnicode_Compare(key, without_.ptr()) == 0);
+  }
+
+  pybind11::object without_;
+  Found found_;
+};
+
+}  // namespace fusedstep
