@@ -107,12 +107,13 @@ def test_a_rate_from_a_checkpoint_is_checked_before_the_step():
     assert_same(stored(optimizer, params), want)
 
 
-def test_a_state_that_lost_its_memory_is_refused():
+@pytest.mark.parametrize("name", ["step", "exp_avg_sq", "lr_ema"])
+def test_a_state_that_lost_its_memory_is_refused(name):
     params = model()
     optimizer = fusedstep.LaProp(params)
     train(optimizer, params, 2)
     before = [p.detach().clone() for p in params]
-    optimizer.state[params[0]]["exp_avg_sq"].untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match="parameter 0 has as state exp_avg_sq .* without memory"):
+    optimizer.state[params[0]][name].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"parameter 0 has as state {name} .* without memory"):
         optimizer.step()
     assert all(map(torch.equal, params, before))

@@ -263,19 +263,20 @@ def test_a_tensor_rate_that_moved_is_followed():
     torch.testing.assert_close(p, torch.full((3,), 0.5))
 
 
-def test_states_that_moved_under_their_tensors_are_planned_anew():
+@pytest.mark.parametrize("names", [("exp_avg", "exp_avg_sq"), ("step",), ("lr_ema",)], ids=str)
+def test_states_that_moved_under_their_tensors_are_planned_anew(names):
     """As `for t in state.values(): t.data = t.data.to(device)` does, there and back."""
     ps = params((3,), (4,))
-    optimizer = fusedstep.AdamW(ps)
+    optimizer = fusedstep.LaProp(ps)
     optimizer.step()
     before = optimizer._plan
     for state in optimizer.state.values():
-        for name in ("exp_avg", "exp_avg_sq"):
+        for name in names:
             state[name].data = state[name].data.clone()
     optimizer.step()
     assert optimizer._plan is not before
     fresh = params((3,), (4,))
-    other = fusedstep.AdamW(fresh)
+    other = fusedstep.LaProp(fresh)
     for _ in range(2):
         other.step()
     for p, q in zip(ps, fresh, strict=True):

@@ -253,6 +253,27 @@ def test_a_group_made_from_anothers_options_has_its_own_mean():
     assert [first[1], second[1]] == [30, 40]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_mean_that_is_exchanged_or_removed_is_that_of_the_next_step(backend):
+    def moved(change):
+        (p,) = parameters([30], (torch.float32,), "cpu")
+        optimizer = fusedstep.AvaGrad([p], form="released", backend=backend)
+        for _ in range(3):
+            optimizer.step()
+        (group,) = optimizer.param_groups
+        change(group)
+        optimizer.step()
+        return torch.cat([p.detach(), group["eta_sq_sum"]])
+
+    new = torch.tensor([50.0, 10.0], dtype=torch.float64)
+    want = moved(lambda group: group["eta_sq_sum"].copy_(new))
+    assert torch.equal(moved(lambda group: group.update(eta_sq_sum=new)), want)
+    assert torch.equal(moved(lambda group: setattr(group["eta_sq_sum"], "data", new.clone())), want)
+    removed = moved(lambda group: group.pop("eta_sq_sum"))
+    assert torch.equal(removed, moved(lambda group: group["eta_sq_sum"].zero_()))
+    assert not torch.equal(removed, want)
+
+
 def test_madgrads_k_is_that_of_parameters_in_use():
     a, b, c = parameters([3, 4, 5], (torch.float32,), "cpu")
     optimizer = fusedstep.MADGRAD([a, b])

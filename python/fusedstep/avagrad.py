@@ -104,6 +104,9 @@ class AvaGrad(FusedOptimizer):
             totals.append(kept.to(device))
         return totals
 
+    def kept_sums(self):
+        return [group.get("eta_sq_sum") for group in self.param_groups]
+
     def surveyed_on(self):
         return tuple(
             value for g in self.param_groups for value in (g["eps"], g["skip_zero_second_moment"])

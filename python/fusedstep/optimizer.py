@@ -107,6 +107,10 @@ class FusedOptimizer(KeepsState):
         """Where the sums of every segment are kept, float64 ``[sums]``; None: in the plan."""
         return None
 
+    def kept_sums(self) -> list[torch.Tensor | None]:
+        """What groups keep of those: another tensor calls for another plan."""
+        return []
+
     def surveyed_on(self) -> tuple:
         """The hyper-parameters that the sums depend on: a change calls for a survey."""
         return ()

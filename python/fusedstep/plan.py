@@ -44,11 +44,14 @@ class Plan:
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         lists = _lists(optimizer)
         self._lists, self._state = Watch(lists), Watch(optimizer.state)
+        self._sums = Watch(optimizer.kept_sums())
         self._params = [p for params in lists for p in params]
         self._dtypes = [planned.get(i) for i in range(len(self._params))]
-        # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do.
+        # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do:
+        # looking at all would take as long as the rest of a small step.
         ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
-        self._fixed = [t for e in ends for t in (*e.states, e.master) if t is not None]
+        fixed = [t for e in ends for t in (e.step, *e.states, e.master, *e.carried)]
+        self._fixed = [t for t in (*fixed, *optimizer.kept_sums()) if t is not None]
         self._facts, self._gatherer = self._facts_now(), None
         if not touched and self.backend != "reference":  # which takes tensors, not addresses
             codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
@@ -74,7 +77,9 @@ class Plan:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
         the gradients where addresses do not suffice; or None where the plan no longer fits."""
         if self.backend != optimizer.backend or not (
-            self._lists.holds(_lists(optimizer)) and self._state.holds(optimizer.state)
+            self._lists.holds(_lists(optimizer))
+            and self._state.holds(optimizer.state)
+            and self._sums.holds(optimizer.kept_sums())
         ):
             return None
         if self._gatherer is not None:

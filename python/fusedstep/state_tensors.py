@@ -81,9 +81,10 @@ def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:
     if value.dtype is not slot.dtype or value.device != p.device:
         return False
     if slot.scalar:
-        return value.ndim == 0
-    same = value.shape == p.shape and value.stride() == p.stride()
-    return same and not checks.without_memory(value)
+        like = value.ndim == 0
+    else:
+        like = value.shape == p.shape and value.stride() == p.stride()
+    return like and not checks.without_memory(value)
 
 
 def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torch.Tensor:
