@@ -1,11 +1,13 @@
 """Bad input: one error with what, value, why and remedy, before anything is written."""
 
 import fusedstep
+import numpy as np
 import pytest
 import torch
 
 from tests.training import (
     assert_same,
+    every_class,
     give_gradients,
     imaginary_part,
     model,
@@ -46,6 +48,26 @@ def test_hyper_parameters_of_a_wrong_type():
         fusedstep.AdamW(model(), lr=torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match="torch.int64 tensor"):
         fusedstep.AdamW(model(), lr=torch.tensor(1))
+
+
+@every_class
+def test_a_flag_is_no_tensor_and_no_word(cls):
+    """A tensor's memory would be read as a float32."""
+    options = cls(model()).defaults
+    flags = [name for name, value in options.items() if isinstance(value, bool)]
+    assert {"maximize", *cls.constants} - {"released", "without_momentum"} <= set(flags)
+    for name in flags:
+        for bad in (torch.tensor(False), "yes", None):
+            with pytest.raises(ValueError, match=f"group 0: {name} is .* Pass True or False"):
+                cls(model(), **{name: bad})
+        params = model()
+        optimizer = cls(params, **{name: np.bool_(True)})
+        train(optimizer, params, 1)
+        want = stored(optimizer, params)
+        optimizer.param_groups[0][name] = torch.tensor(True)
+        with pytest.raises(ValueError, match=f"group 0: {name} is tensor"):
+            optimizer.step()
+        assert_same(stored(optimizer, params), want)
 
 
 def test_a_bad_group_is_not_added():

@@ -74,6 +74,7 @@ class AdamW(FusedOptimizer):
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.betas(where, group["betas"])
+        checks.flags(where, group, "amsgrad")
 
 
 class Adam(AdamW):

@@ -128,6 +128,7 @@ class AvaGrad(FusedOptimizer):
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.betas(where, group["betas"])
+        checks.flags(where, group, "skip_zero_second_moment")
         checks.eps_stays(where, group["eps"], 1.0, group["params"])
 
 

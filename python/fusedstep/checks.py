@@ -49,6 +49,15 @@ def one_of(where: str, name: str, value, choices: tuple) -> None:
         )
 
 
+def flags(where: str, group: dict, *names: str) -> None:
+    """Require options to be True or False (1 or 0), and not in a tensor, which would choose a
+    kernel now and be read as a number by it later."""
+    for name in names:
+        value = group[name]
+        if isinstance(value, torch.Tensor) or value not in (False, True):
+            raise ValueError(f"{where}: {name} is {value!r}. Pass True or False.")
+
+
 def pair(where: str, name: str, value) -> tuple:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"{where}: {name} is {value!r}; pass a pair such as (0.9, 0.999).")

@@ -102,6 +102,7 @@ class MADGRAD(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
+        checks.flags(where, group, "decoupled_weight_decay")
         checks.hyper_in(where, "momentum", group["momentum"], 0.0, 1.0)
 
     def check_state(self, where, group, state):

@@ -127,6 +127,7 @@ class FusedOptimizer(KeepsState):
         if "eps" in group:
             checks.hyper_in(where, "eps", group["eps"], 0.0)
         checks.one_of(where, "form", group["form"], FORMS)
+        checks.flags(where, group, "maximize")
 
     def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         """Raise on a parameter's state that the group's options cannot go on from."""
