@@ -41,6 +41,15 @@ def test_bad_hyper_parameters(cls, options, message):
         cls(model(), **options)
 
 
+@pytest.mark.parametrize("cls", [fusedstep.AdaMomentum, fusedstep.AvaGrad])
+def test_an_eps_that_rounds_to_nothing(cls):
+    cls(model(), eps=2.0**-149)
+    cls(model(), eps=2.0**-150 * (1 + 2.0**-52))
+    cls(model(dtype=torch.float64), eps=2.0**-1074)
+    with pytest.raises(ValueError, match="is 0 in the arithmetic of torch.float32"):
+        cls(model(), eps=2.0**-150)
+
+
 def test_hyper_parameters_of_a_wrong_type():
     with pytest.raises(TypeError, match="lr is 'fast', a str"):
         fusedstep.AdamW(model(), lr="fast")

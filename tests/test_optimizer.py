@@ -1,6 +1,7 @@
 """The optimizers as a user meets them: gradients, AMP, hyper-parameters."""
 
 import fusedstep
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +93,19 @@ def test_a_tensor_lr_is_read_where_it_is(cls, backend, device):
         train(a, tensor_params, 1, seed=t)
         train(b, float_params, 1, seed=t)
     assert_same(stored(a, tensor_params), stored(b, float_params))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_any_kind_and_size_are_taken_without_a_warning(backend, device):
+    rate = torch.tensor(0.01, dtype=torch.float64, device=device, requires_grad=True)
+    numbers = {"lr": rate, "eps": 1e300, "weight_decay": np.float64(0.5)}
+    found = []
+    for where, on in ((backend, device), ("reference", "cpu")):
+        params = model(device=on)
+        optimizer = fusedstep.AvaGradW(params, **numbers, backend=where)
+        train(optimizer, params, 2)
+        found.append({name: value.cpu() for name, value in stored(optimizer, params).items()})
+    assert_same(*found)
 
 
 def test_a_scheduler_drives_the_rate():

@@ -3,11 +3,11 @@
 import math
 from itertools import pairwise
 
-import numpy as np
 import torch
 
 HYPER_DTYPES = (torch.float32, torch.float64)
 COUNT_DTYPES = (torch.int64, torch.int32)
+ROUNDED_TO_0 = 2.0**-150  # the largest number that is 0 as a float32
 PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -72,7 +72,7 @@ def betas(where: str, value) -> None:
 
 def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tensor]) -> None:
     """Require an eps that is not rounded to 0 where it keeps a denominator from 0."""
-    if isinstance(value, torch.Tensor) or np.float32(value * smallest_factor) != 0:
+    if isinstance(value, torch.Tensor) or value * smallest_factor > ROUNDED_TO_0:
         return
     for p in params:
         wide = p.dtype is torch.float64

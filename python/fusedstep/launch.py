@@ -13,7 +13,7 @@ from .sums import Sums, chunk_counts
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-NUMBERS = {float, int, bool}
+NUMBERS = {float, int, bool}  # a row of other types, np.float64 too, is searched for tensors
 
 
 def opmath_of(param_dtype: torch.dtype) -> torch.dtype:
@@ -219,11 +219,12 @@ class Launch:
             if isinstance(value, torch.Tensor) and value.device == self.device:
                 self._host_source[i, j] = value.data_ptr() + (value.dtype is torch.float64)
             elif isinstance(value, torch.Tensor):
-                self._host_hyper[i, j] = float(value)
+                self._host_hyper[i, j] = value.item()
 
     def hyper_row(self, group: int) -> list[float]:
         """The values a parameter group is updated with now; reads device tensors."""
-        return [float(value) for value in self._rows[group]]
+        row = self._rows[group]
+        return [float(v.detach() if isinstance(v, torch.Tensor) else v) for v in row]
 
     def gradient_places(self) -> list[tuple[int, int]]:
         """Of every entry, its ``index`` and the address of its place in the table of gradients."""

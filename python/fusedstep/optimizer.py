@@ -88,7 +88,8 @@ class FusedOptimizer(KeepsState):
         raise NotImplementedError
 
     def hyper_values(self, group: dict[str, Any]) -> tuple:
-        """The row's floats or 0-d tensors, in the order of ``hypers``."""
+        """The row's floats or 0-d tensors, in the order of ``hypers``. They depend on the group and
+        on what an optimizer is built with for good; they are asked for when the group changes."""
         raise NotImplementedError
 
     def variant(self, group: dict[str, Any]) -> int:
