@@ -57,7 +57,7 @@ struct Launch {
   std::int32_t master = 0;           // 1: read and write float32 masters, store rounded param
 };
 
-enum Column : int { kParam = 0, kMaster = 1, kStep = 2, kState = 3 };
+enum AddressColumn : int { kParam = 0, kMaster = 1, kStep = 2, kState = 3 };
 enum OwnHyper : int { kMaximize = 0, kMaxGradNorm = 1, kRuleHyper = 2 };
 
 inline namespace FUSEDSTEP_LEVEL {

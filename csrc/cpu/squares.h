@@ -20,7 +20,7 @@ FUSEDSTEP_HD void add_exact_square(__m256 x, double* lanes) {
 }
 FUSEDSTEP_HD void add_square(__m512 x, double* lanes) {
   add_exact_square(_mm512_castps512_ps256(x), lanes);
-  add_exact_square(_mm512_extractf32x8_ps(x, 1), lanes + 8);
+  add_exact_square(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)), lanes + 8);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
 FUSEDSTEP_HD void add_square(__m256d x, double* lanes) {
