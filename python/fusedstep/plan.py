@@ -1,9 +1,9 @@
 """The plan of a step: which tensors, in which launches, with which tables.
 
 A plan is built once and kept until a parameter moves or changes its layout, a gradient appears
-where there was none, a state is replaced, or the optimizer drops it (a group added, a state loaded,
-another variant or clipping chosen). In a step only gradient addresses and
-hyper-parameters are brought up to date.
+where there was none, a state or a sum that a group keeps is replaced, or the optimizer drops it (a
+group added, a state loaded, another variant or clipping chosen). In a step only gradient addresses
+and hyper-parameters are brought up to date.
 """
 
 from __future__ import annotations
