@@ -13,6 +13,7 @@ from bench.papers import experiment, language, large_batch, page, runner, runs
 from bench.papers.experiment import Claim, Table
 
 STORED = runner.read(command.STORED)
+LARGER = runner.read(command.LARGER)
 EVERYTHING = experiment.everything()
 names = pytest.mark.parametrize("one", EVERYTHING, ids=experiment.name_of)
 
@@ -54,13 +55,22 @@ def papers(tmp_path, *arguments):
 
 def test_the_page_is_what_the_stored_rows_say():
     to, pictures = command.places(command.STORED)
-    assert to.read_text(encoding="utf-8") == page.text(STORED, pictures.name), "run `make papers`"
+    assert to.read_text(encoding="utf-8") == page.text(STORED, pictures.name, LARGER), (
+        "run `make papers`"
+    )
 
 
 @names
 def test_stored_rows_are_those_of_the_present_tasks(one):
     found = [row["task"] for row in STORED.get(experiment.name_of(one), [])]
     assert found == runner.rounded_tasks(one, False, None), "run `make papers`"
+
+
+def test_stored_rows_of_a_larger_size_are_of_present_tasks():
+    for name, rows in LARGER.items():
+        one = experiment.load(name.removesuffix(runner.UNFINISHED))
+        known = runner.rounded_tasks(one, False, None, larger=True)
+        assert all(row["task"] in known for row in rows), "run the larger size anew"
 
 
 @names
@@ -138,6 +148,35 @@ def test_rows_of_experiments_that_were_not_asked_for_stay(tiny, tmp_path):
     assert runner.read(out).keys() == {"tiny", "other"}
 
 
+def test_a_larger_size_has_its_own_rows_and_place_on_the_page(tiny, tmp_path, monkeypatch, capsys):
+    tiny.larger_tasks, tiny.LARGER = lambda: [{"n": 7, "device": "cpu"}], "It is seven."
+    status, out = papers(tmp_path, "--larger")
+    assert status == 0 and tiny.ran == [7] and not out.with_suffix(".md").exists()
+    larger = runner.read(out)
+    rows = {"tiny": [runner.perform(tiny, {"n": 1})]}
+    unfinished = {"tiny" + runner.UNFINISHED: larger["tiny"]}
+    text = page.text(rows, "rows", larger)
+    assert "**At a larger size.** It is seven.\n\n| n | value |\n| --- | ---: |\n| 7 | v |" in text
+    assert text == page.text(rows, "rows", unfinished) and "seven" not in page.text(
+        rows, "rows", {}
+    )
+    if not torch.cuda.is_available():
+        tiny.larger_tasks = lambda: [{"n": 7, "device": "cuda"}]
+        assert papers(tmp_path, "--larger")[0] == 2
+        assert "torch finds no CUDA device, which the larger size needs" in capsys.readouterr().err
+
+
+def test_a_task_that_fails_in_a_worker_leaves_the_others(tmp_path):
+    one = experiment.load("noisy_quadratic")
+    good, bad = runner.rounded_tasks(one, True, None)[0], {"none": 1}
+    out = tmp_path / "rows.json"
+    with pytest.raises(KeyError):
+        list(runner.run([(one, [bad, good])], out, jobs=2))
+    assert [row["task"] for row in runner.read(out)["noisy_quadratic" + runner.UNFINISHED]] == [
+        good
+    ]
+
+
 def test_what_should_hold_and_does_not_fails(tiny, tmp_path, capsys):
     tiny.holds = False
     assert papers(tmp_path, "--quick")[0] == 1
@@ -146,8 +185,9 @@ def test_what_should_hold_and_does_not_fails(tiny, tmp_path, capsys):
 
 def test_a_small_experiment_is_the_same_every_time(tmp_path):
     found = []
-    for folder in ("a", "b"):
-        status, out = papers(tmp_path / folder, "--quick", "--only", "noisy_quadratic")
+    for jobs in (1, 2):
+        words = ("--quick", "--only", "noisy_quadratic", "--jobs", jobs)
+        status, out = papers(tmp_path / str(jobs), *words)
         assert status == 0
         found.append([row["result"] for row in runner.read(out)["noisy_quadratic"]])
     assert found[0] == found[1]
@@ -158,6 +198,10 @@ def test_a_small_experiment_is_the_same_every_time(tmp_path):
     [
         (["--only", "99"], "there is no experiment '99'; there are 1 finite_sum, "),
         (["--only", "1", "nosuch"], "there is no experiment 'nosuch'"),
+        (["--jobs", "0"], "--jobs is 0; at least 1 process is needed"),
+        (["--larger", "--quick"], "--larger has tasks of its own"),
+        (["--larger", "--only", "1"], "--only names no experiment that has a larger size"),
+        (["--larger", "--out", command.STORED], "which a larger run must not write"),
         (["--seeds", "1"], "--seeds is 1; a spread needs at least 2"),
         (["--quick", "--out", command.STORED], "which a quick run must not write"),
     ],

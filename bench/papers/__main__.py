@@ -4,6 +4,8 @@
     python -m bench.papers --only 1 4        some, by number or name; the others' rows stay
     python -m bench.papers --only 4 --fresh  rows that are there are run again
     python -m bench.papers --quick           smaller ones, in minutes; fails where a claim fails
+    python -m bench.papers --larger --jobs 5 those that have one at a larger size, which may need a
+                                             GPU; rows alone, which the page takes from their file
 
 Rows of the same tasks are not run again, so an interrupted run goes on where it was. What a task
 does not name (an experiment's code, the optimizers) may have changed since: --fresh.
@@ -24,6 +26,7 @@ from . import page, runner
 from .experiment import chosen, everything, name_of, verdict
 
 STORED = ROOT / "bench" / "results" / "papers.json"
+LARGER = ROOT / "bench" / "results" / "papers-larger.json"
 QUICK = ROOT / "build" / "papers-quick.json"
 
 
@@ -39,14 +42,31 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="runs of everything random; default: by task")
     parser.add_argument("--fresh", action="store_true", help="run rows that are there again")
     parser.add_argument("--quick", action="store_true", help="small, asserting, not recorded")
+    parser.add_argument("--larger", action="store_true", help="at a larger size")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that run tasks; default: 1")
     parser.add_argument("--out", type=Path, help="rows; page and pictures of others stand beside")
     found = parser.parse_args(arguments)
     if found.seeds is not None and found.seeds < 2:
         raise ValueError(f"--seeds is {found.seeds}; a spread needs at least 2")
-    found.out = (found.out or (QUICK if found.quick else STORED)).resolve()
-    if found.quick and found.out == STORED:
-        raise ValueError(f"--out is {STORED}, which a quick run must not write; give another")
+    if found.jobs < 1:
+        raise ValueError(f"--jobs is {found.jobs}; at least 1 process is needed")
+    if found.larger and (found.quick or found.seeds):
+        raise ValueError("--larger has tasks of its own; leave out --quick and --seeds")
+    usual = LARGER if found.larger else QUICK if found.quick else STORED
+    found.out = (found.out or usual).resolve()
+    for other, stored in (("quick", STORED), ("larger", STORED), ("quick", LARGER)):
+        if getattr(found, other) and found.out == stored:
+            raise ValueError(f"--out is {stored}, which a {other} run must not write; give another")
     found.experiments = chosen(found.only)
+    if found.larger:
+        found.experiments = [one for one in found.experiments if hasattr(one, "larger_tasks")]
+    sizes = (found.quick, found.seeds, found.larger)
+    found.plan = [(one, runner.rounded_tasks(one, *sizes)) for one in found.experiments]
+    if not found.plan:
+        raise ValueError("--only names no experiment that has a larger size")
+    devices = {task.get("device") for _, tasks in found.plan for task in tasks}
+    if "cuda" in devices and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device, which the larger size needs")
     return found
 
 
@@ -61,14 +81,11 @@ def work(found: argparse.Namespace) -> None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
-    total = sum(
-        len(runner.rounded_tasks(one, found.quick, found.seeds)) for one in found.experiments
-    )
+    total = sum(len(tasks) for _, tasks in found.plan)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=total)
-        steps = runner.run(found.experiments, found.quick, found.seeds, found.out, found.fresh)
-        for i, label in enumerate(steps):
-            progress.update(bar, completed=i, description=label)
+        for label, more in runner.run(found.plan, found.out, found.fresh, found.jobs):
+            progress.update(bar, advance=more, description=label)
 
 
 def report(found: argparse.Namespace) -> list[str]:
@@ -76,8 +93,9 @@ def report(found: argparse.Namespace) -> list[str]:
     from .plotting import draw  # matplotlib takes a second to load
 
     rows = runner.read(found.out)
+    larger = runner.read(LARGER) if found.out == STORED else {}
     to, pictures = places(found.out)
-    to.write_text(page.text(rows, pictures.name), encoding="utf-8")
+    to.write_text(page.text(rows, pictures.name, larger), encoding="utf-8")
     failed = []
     for one in found.experiments:
         draw(one, rows[name_of(one)], pictures / f"{name_of(one)}.png")
@@ -102,6 +120,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    if found.larger:
+        print(f"rows: {found.out}")
+        return 0
     failed = report(found)
     for line in failed:
         print(f"expected to hold, but does not: {line}", file=sys.stderr)

@@ -17,6 +17,8 @@ Row = dict[str, Any]  # {"task": ..., "result": ..., "seconds": ..., "versions":
 #   claims(rows) -> claims             what the paper says, decided from the rows
 #   tables(rows) -> tables             for the page
 #   draw(rows, figure)                 the picture; SIZE is its size in inches
+# One that can also run at a larger size has LARGER, what differs there, for the page, and
+#   larger_tasks() -> tasks            the most telling first
 NAMES = (
     "finite_sum",
     "noisy_quadratic",

@@ -23,11 +23,12 @@ def example(name: str):
 
 
 @cache
-def blocks() -> tuple[Tensor, Tensor]:
-    """Blocks of token ids [n, LENGTH], of training and held out."""
+def blocks(device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Blocks of token ids [n, LENGTH], of training and held out, on a device."""
     mlm, documents = example("mlm"), example("corpus").python_documentation()[:DOCUMENTS]
     wordpiece = mlm.train_wordpiece(documents, VOCAB)
-    return tuple(mlm.split_blocks(mlm.cut_blocks(documents, wordpiece, LENGTH)))
+    cut = mlm.split_blocks(mlm.cut_blocks(documents, wordpiece, LENGTH))
+    return tuple(part.to(device) for part in cut)
 
 
 def bert(seed: int, width: int = 64, layers: int = 2) -> torch.nn.Module:
@@ -38,16 +39,17 @@ def bert(seed: int, width: int = 64, layers: int = 2) -> torch.nn.Module:
 def masked(ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs in which 15 % of the words are [MASK], and labels that are these words alone."""
     mlm = example("mlm")
-    targets = (torch.rand(ids.shape, generator=generator) < 0.15) & (ids >= len(mlm.SPECIAL_TOKENS))
+    drawn = torch.rand(ids.shape, generator=generator, device=ids.device) < 0.15
+    targets = drawn & (ids >= len(mlm.SPECIAL_TOKENS))
     return ids.masked_fill(targets, mlm.MASK), ids.masked_fill(~targets, mlm.NOT_A_TARGET)
 
 
-def batches(seed: int, size: int):
-    """Masked batches of training blocks, for ever."""
-    train, _ = blocks()
-    generator = torch.Generator().manual_seed(seed)
+def batches(seed: int, size: int, train: Tensor | None = None):
+    """Masked batches of training blocks, for ever; drawn where the blocks are."""
+    train = blocks()[0] if train is None else train
+    generator = torch.Generator(train.device).manual_seed(seed)
     while True:
-        index = torch.randint(len(train), (size,), generator=generator)
+        index = torch.randint(len(train), (size,), generator=generator, device=train.device)
         yield masked(train[index], generator)
 
 
@@ -59,19 +61,23 @@ def masked_loss(model: torch.nn.Module, inputs: Tensor, labels: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def held_out_mean(loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+def held_out_mean(loss: Callable[[Tensor, Tensor], Tensor], held_out: Tensor) -> float:
     """On the same masks every time."""
-    inputs, labels = masked(blocks()[1], torch.Generator().manual_seed(0))
+    inputs, labels = masked(held_out, torch.Generator(held_out.device).manual_seed(0))
     losses = [float(loss(*some)) for some in zip(inputs.split(64), labels.split(64))]
     return sum(losses) / len(losses)
 
 
-def held_out_loss(model: torch.nn.Module) -> float:
-    return held_out_mean(lambda inputs, labels: model(input_ids=inputs, labels=labels).loss)
+def held_out_loss(model: torch.nn.Module, held_out: Tensor) -> float:
+    return held_out_mean(
+        lambda inputs, labels: model(input_ids=inputs, labels=labels).loss, held_out
+    )
 
 
-def unigram_loss() -> float:
+def unigram_loss(train: Tensor, held_out: Tensor) -> float:
     """Held-out loss of the words' frequencies: what a model that ignores context can reach."""
     mlm = example("mlm")
-    log_probs = torch.from_numpy(mlm.unigram_log_probs(blocks()[0], VOCAB))
-    return held_out_mean(lambda _, labels: -log_probs[labels[labels != mlm.NOT_A_TARGET]].mean())
+    log_probs = torch.from_numpy(mlm.unigram_log_probs(train.cpu(), VOCAB)).to(train.device)
+    return held_out_mean(
+        lambda _, labels: -log_probs[labels[labels != mlm.NOT_A_TARGET]].mean(), held_out
+    )

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from . import not_run
 from .experiment import Table, everything, name_of, verdict
-from .runner import Rows
+from .runner import UNFINISHED, Rows
 
 HEAD = """\
 # The papers' own experiments
@@ -25,11 +25,14 @@ words.
 """
 
 
-def text(rows: Rows, pictures: str) -> str:
+def text(rows: Rows, pictures: str, larger: Rows) -> str:
     """The page; ``pictures`` is the folder of the pictures as seen from it."""
     experiments = everything()
     parts = [HEAD, markdown(overview(experiments, rows))]
-    parts += [section(one, rows.get(name_of(one), []), pictures) for one in experiments]
+    for one in experiments:
+        name = name_of(one)
+        more = larger.get(name) or larger.get(name + UNFINISHED, [])
+        parts.append(section(one, rows.get(name, []), pictures, more))
     parts += [f"## {not_run.NUMBER}. {not_run.TITLE}", markdown(not_run.EXPERIMENTS)]
     parts += [prose(not_run.LEFT_OUT)]
     parts += [markdown(not_run.OPTIONS), foot(rows)]
@@ -47,7 +50,7 @@ def overview(experiments: list[ModuleType], rows: Rows) -> Table:
     return Table(["", "experiment", "paper", "verdict", "claims that hold"], lines, words=True)
 
 
-def section(experiment: ModuleType, rows: list, pictures: str) -> str:
+def section(experiment: ModuleType, rows: list, pictures: str, larger: list) -> str:
     title = f"## {experiment.NUMBER}. {experiment.TITLE}\n\n{experiment.PAPER}.\n"
     parts = [title, prose(f"**Claim.** {experiment.CLAIM}")]
     parts.append(prose(f"**Setting.** {experiment.SETTING}"))
@@ -60,6 +63,9 @@ def section(experiment: ModuleType, rows: list, pictures: str) -> str:
     listed = "".join(f"* {'yes' if c.holds else '**no**'}: {c.text}\n" for c in claims)
     parts.append(f"**Verdict: {said}.**\n\n{listed}")
     parts.append(prose(experiment.WHY))
+    if larger:
+        parts.append(prose(f"**At a larger size.** {experiment.LARGER}"))
+        parts += [markdown(table) for table in experiment.tables(larger)]
     return "\n".join(parts)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import platform
+import signal
 import time
+import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +19,7 @@ import fusedstep
 import numpy as np
 import torch
 
-from .experiment import Row, Task, name_of
+from .experiment import Row, Task, load, name_of
 
 DIGITS = 5  # of a stored number
 UNFINISHED = " (unfinished)"  # after the name of an experiment some of whose tasks are to be run
@@ -80,34 +84,73 @@ def perform(experiment: ModuleType, task: Task) -> Row:
     }
 
 
+def prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    torch.set_num_threads(1)
+
+
+def attempt(name: str, task: Task) -> Row | Exception:
+    """For a worker process, where a task that fails is no reason to leave out the others."""
+    try:
+        return perform(load(name), task)
+    except Exception as error:
+        traceback.print_exc()
+        return error
+
+
+def performed(experiment: ModuleType, tasks: list[Task], jobs: int) -> Iterator[Row]:
+    """Rows as they are finished; those of several jobs at once come from as many processes.
+
+    Raises:
+        Exception: that of the first task that failed, after all others.
+    """
+    if jobs == 1 or not tasks:
+        yield from (perform(experiment, task) for task in tasks)
+        return
+    failed = []
+    # A fresh process: one that is forked cannot use a GPU which this one has asked for.
+    with multiprocessing.get_context("spawn").Pool(jobs, prepare_worker) as pool:
+        for row in pool.imap_unordered(partial(attempt, name_of(experiment)), tasks):
+            if isinstance(row, Exception):
+                failed.append(row)
+            else:
+                yield row
+    if failed:
+        raise failed[0]
+
+
 def run(
-    experiments: list[ModuleType], quick: bool, seeds: int | None, out: Path, fresh: bool = False
-) -> Iterator[str]:
-    """Bring a file's rows up to the present tasks; yields what is run next.
+    plan: list[tuple[ModuleType, list[Task]]], out: Path, fresh: bool = False, jobs: int = 1
+) -> Iterator[tuple[str, int]]:
+    """Bring a file's rows up to the tasks; yields what is run, and how many more rows it has.
 
     Rows of tasks that there still are stay, unless all shall be fresh; others of the same
     experiment go once it is finished.
     """
     rows = read(out)
-    for experiment in experiments:
+    for experiment, tasks in plan:
         name = name_of(experiment)
         if fresh:
             rows = {key: kept for key, kept in rows.items() if key not in (name, name + UNFINISHED)}
         old = [*rows.get(name, ()), *rows.get(name + UNFINISHED, ())]
         found = {json.dumps(row["task"]): row for row in old}
-        tasks = rounded_tasks(experiment, quick, seeds)
-        for task in tasks:
-            yield f"{experiment.NUMBER} {name}"
-            if json.dumps(task) not in found:
-                found[json.dumps(task)] = perform(experiment, task)
-                rows[name + UNFINISHED] = list(found.values())
-                write(out, rows)
+        lacking = [task for task in tasks if json.dumps(task) not in found]
+        label = f"{experiment.NUMBER} {name}"
+        yield label, len(tasks) - len(lacking)
+        for row in performed(experiment, lacking, jobs):
+            found[json.dumps(row["task"])] = row
+            rows[name + UNFINISHED] = list(found.values())
+            write(out, rows)
+            yield label, 1
         rows[name] = [found[json.dumps(task)] for task in tasks]
         rows.pop(name + UNFINISHED, None)
     write(out, rows)
 
 
-def rounded_tasks(experiment: ModuleType, quick: bool, seeds: int | None) -> list[Task]:
+def rounded_tasks(
+    experiment: ModuleType, quick: bool, seeds: int | None, larger: bool = False
+) -> list[Task]:
     """Tasks as they will be read back."""
-    tasks = experiment.tasks(quick, seeds or experiment.SEEDS)
-    return json.loads(json.dumps(tasks))
+    size = () if larger else (quick, seeds or experiment.SEEDS)
+    make = experiment.larger_tasks if larger else experiment.tasks
+    return json.loads(json.dumps(make(*size)))
