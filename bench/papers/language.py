@@ -68,7 +68,8 @@ def held_out_mean(loss: Callable[[Tensor, Tensor], Tensor], held_out: Tensor) ->
     return sum(losses) / len(losses)
 
 
-def held_out_loss(model: torch.nn.Module, held_out: Tensor) -> float:
+def held_out_loss(model: torch.nn.Module, held_out: Tensor | None = None) -> float:
+    held_out = blocks()[1] if held_out is None else held_out
     return held_out_mean(
         lambda inputs, labels: model(input_ids=inputs, labels=labels).loss, held_out
     )
