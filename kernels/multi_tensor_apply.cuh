@@ -154,8 +154,9 @@ struct Lanes {
   }
 };
 
-// A thread's units of n elements, each loaded before the one in front of it is updated: memory
-// works while the rule does.
+// A thread's units of n elements. Whole ones are loaded before the one in front is updated: memory
+// works while the rule does. What is left, or not aligned, goes element by element, in a loop of
+// its own: in one loop the compiler would take all stores apart.
 template <class Rule>
 __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue<Rule>& now,
                                             typename Rule::opmath scale, const Chunk& chunk,
@@ -163,32 +164,32 @@ __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue
   using T = typename Rule::opmath;
   constexpr int kStride = kThreads * kUnit<T>;
   const Columns<Rule> columns(launch, chunk.tensor);
-  const int own = int(threadIdx.x) * kUnit<T>;
-  // Chosen for the block as a whole, so that its accesses stay free of divergent branches.
   const int whole = columns.aligned ? n / kStride * kStride : 0;
-  const auto fetch = [&](int row, Loaded<Rule>& loaded) {
-    const bool faded = Rule::kFading >= 0 && now.faded;
-    if (row < whole)
-      load_unit<true>(launch, columns, faded, begin + row + own, 0, loaded);
-    else
-      load_unit<false>(launch, columns, faded, begin + row + own, n - row - own, loaded);
-  };
+  const std::int64_t own = begin + int(threadIdx.x) * kUnit<T>;
   Lanes<Rule> lanes;
   Loaded<Rule> next;
   // Memory is under way while thread 0 is at the prologue, unless that says what is to be read.
-  if constexpr (Rule::kFading < 0) fetch(0, next);
+  if (Rule::kFading < 0 && whole > 0) load_unit<true>(launch, columns, false, own, 0, next);
   __syncthreads();
-  if constexpr (Rule::kFading >= 0) fetch(0, next);
-  for (int row = 0, turn = 0; row < n; row += kStride) {
+  if (Rule::kFading >= 0 && whole > 0) load_unit<true>(launch, columns, now.faded, own, 0, next);
+  int row = 0, turn = 0;
+  for (; row < whole; row += kStride) {
     const Loaded<Rule> loaded = next;
-    if (row + kStride < n) fetch(row + kStride, next);
+    if (row + kStride < whole)
+      load_unit<true>(launch, columns, now.faded, own + row + kStride, 0, next);
     Values<Rule> values;
     update_unit(launch, now, scale, loaded, values);
-    if (row < whole)
-      store_unit<true>(launch, columns, now.faded, begin + row + own, 0, values);
-    else
-      store_unit<false>(launch, columns, now.faded, begin + row + own, n - row - own, values);
-    lanes.add(values, turn, n - row - own);
+    store_unit<true>(launch, columns, now.faded, own + row, 0, values);
+    lanes.add(values, turn, kUnit<T>);
+    turn = (turn + 1) % Lanes<Rule>::kTurns;
+  }
+  for (; row < n; row += kStride) {
+    const int left = n - row - int(threadIdx.x) * kUnit<T>;
+    Values<Rule> values;
+    load_unit<false>(launch, columns, now.faded, own + row, left, next);
+    update_unit(launch, now, scale, next, values);
+    store_unit<false>(launch, columns, now.faded, own + row, left, values);
+    lanes.add(values, turn, left);
     turn = (turn + 1) % Lanes<Rule>::kTurns;
   }
   if constexpr (Rule::kEmits)

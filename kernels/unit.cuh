@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstring>
+
 #include "core/tensor_lists.h"
 
 namespace fusedstep {
@@ -45,12 +47,23 @@ __device__ __forceinline__ void load_whole(Bits& bits, const void* from) {
   for (int i = 0; i < n; ++i) bits.word[i] = access.word[i];
 }
 
+// By name: where registers are short the compiler takes other stores apart.
 template <int n>
 __device__ __forceinline__ void store_whole(const Bits& bits, void* to) {
-  Access<n> access;
-#pragma unroll
-  for (int i = 0; i < n; ++i) access.word[i] = bits.word[i];
-  *static_cast<Access<n>*>(to) = access;
+  static_assert(n == 4 || n == 2);
+  const std::uint32_t* x = bits.word;
+#ifdef __CUDACC__
+  if constexpr (n == 4)
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
+  else
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(x[0]),
+                 "r"(x[1])
+                 : "memory");
+#else
+  std::memcpy(to, x, 4 * n);
+#endif
 }
 
 // Element i of a unit, of a type that lies in memory as it is.
