@@ -36,7 +36,10 @@ DTYPES = {
 INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
 # one stage but for the loop that says otherwise
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
-REGISTERS = 80  # of a thread, so that 6 programs fit a multiprocessor; more for float64
+PIECES = 4  # programs that share a chunk
+# of a thread, so that 5 programs fit a multiprocessor, or 3 of the larger ones that sum; float64
+# may take more
+REGISTERS, REGISTERS_TO_SUM = 96, 80
 
 
 def facts(rule: str, variant: int) -> dict:
@@ -78,15 +81,15 @@ def options(launch, work) -> dict:
     with them programs on a multiprocessor."""
     itemsize, emits = launch.opmath.itemsize, facts(work.rule, work.variant)["EMITS"]
     warps = block_size(itemsize, emits) * itemsize // (16 * 32)
-    limit = {"maxnreg": REGISTERS} if itemsize == 4 else {}
+    limit = {"maxnreg": REGISTERS_TO_SUM if emits else REGISTERS} if itemsize == 4 else {}
     return {**OPTIONS, **limit, "num_warps": 4 if INTERPRETED else warps}
 
 
 def programs(launch, work) -> int:
-    """Programs of a pass: those that share a chunk are as many as in launch.cuh."""
+    """Programs of a pass. A chunk that is summed has one; so have those that are mostly empty."""
     chunks, emits = len(launch.chunk), facts(work.rule, work.variant)["EMITS"]
-    pieces = 2 if not emits and 2 * launch.elements > chunks * CHUNK.value else 1
-    return max(pieces * chunks, 1)
+    full = 2 * launch.elements > chunks * CHUNK.value
+    return max(chunks * (PIECES if full and not emits else 1), 1)
 
 
 def apply(launch, work) -> None:

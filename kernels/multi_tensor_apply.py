@@ -103,8 +103,9 @@ def apply_block(
     return sums
 
 
-# One chunk per program: the hardware hands out chunks as multiprocessors become free, and several
-# programs share one, so that a prologue (dependent loads, float64) hides behind others' traffic.
+# Programs come and go, a few for each chunk: the hardware hands them out as multiprocessors become
+# free, all work in a narrow stretch of every column, which memory likes, and a prologue (dependent
+# loads, float64) hides behind the traffic of others.
 # Tables and sizes are not specialised on: that would compile a kernel per model.
 @triton.jit(do_not_specialize=[
     "address", "grad", "numel", "row", "chunk", "hyper", "source", "grad_scale", "found_inf",

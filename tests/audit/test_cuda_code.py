@@ -64,20 +64,21 @@ def test_ptx_obeys_the_numerics_law(code, kernel):
 
 @each_architecture
 @each_kernel
-def test_nothing_spills(code, architecture):
+def test_next_to_nothing_spills(code, architecture):
+    """Columns stay in registers; at the limit of 80 a few other values may not."""
     _, _, report = code
     functions = re.findall(
         r"entry function '\w*?\d([A-Z][A-Za-z]+)I([fd])Lj(\d)\w*'.*?"
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+        r"(\d+) bytes stack frame.*?"
         r"Used (\d+) registers",
         report,
         re.DOTALL,
     )
     assert len(functions) == report.count("Compiling entry function") > 0
     print()
-    for rule, opmath, variant, *local, registers in sorted(functions):
+    for rule, opmath, variant, frame, registers in sorted(functions):
         print(f"{architecture:7}{rule:9}{opmath}{variant}{registers:>5} registers")
-        assert local == ["0", "0", "0"], f"{rule}, {opmath}, variant {variant}: local memory"
+        assert int(frame) <= 32, f"{rule}, {opmath}, variant {variant}: {frame} bytes of memory"
 
 
 @each_architecture
