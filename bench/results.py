@@ -154,7 +154,7 @@ def record(content: dict[str, Any], folder: Path = OF_RECORD) -> Path:
 
 def of_record(folder: Path = OF_RECORD) -> dict[str, dict[str, Any]]:
     """Every machine's results of record."""
-    files = [path for path in sorted(folder.glob("*.json")) if path.stem != "papers"]
+    files = [path for path in sorted(folder.glob("*.json")) if not path.stem.startswith("papers")]
     return {path.stem: read(path) for path in files}
 
 

@@ -156,7 +156,8 @@ def test_a_larger_size_has_its_own_rows_and_place_on_the_page(tiny, tmp_path, mo
     rows = {"tiny": [runner.perform(tiny, {"n": 1})]}
     unfinished = {"tiny" + runner.UNFINISHED: larger["tiny"]}
     text = page.text(rows, "rows", larger)
-    assert "**At a larger size.** It is seven.\n\n| n | value |\n| --- | ---: |\n| 7 | v |" in text
+    told = "**At a larger size.** It is seven. 1 of 1 runs are done."
+    assert f"{told}\n\n| n | value |\n| --- | ---: |\n| 7 | v |" in text
     assert text == page.text(rows, "rows", unfinished) and "seven" not in page.text(
         rows, "rows", {}
     )

@@ -64,7 +64,8 @@ def section(experiment: ModuleType, rows: list, pictures: str, larger: list) -> 
     parts.append(f"**Verdict: {said}.**\n\n{listed}")
     parts.append(prose(experiment.WHY))
     if larger:
-        parts.append(prose(f"**At a larger size.** {experiment.LARGER}"))
+        told = f"{len(larger)} of {len(experiment.larger_tasks())} runs are done."
+        parts.append(prose(f"**At a larger size.** {experiment.LARGER} {told}"))
         parts += [markdown(table) for table in experiment.tables(larger)]
     return "\n".join(parts)
 
