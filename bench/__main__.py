@@ -77,6 +77,8 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     chosen = parser.parse_args(arguments)
     if chosen.rounds < 2:
         raise ValueError(f"--rounds is {chosen.rounds}; a median and quartiles need at least 2")
+    if chosen.command == "training" and (chosen.set or chosen.dtype != ["f32"]):
+        raise ValueError("training has a model of its own, in float32; leave out --set and --dtype")
     return chosen
 
 

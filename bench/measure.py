@@ -108,9 +108,9 @@ HOST_PHASES = {
 }
 
 
-def take_turns(clocks: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Every clock's times, in turns, the order reversed in every second round."""
-    times: list[list[float]] = [[] for _ in clocks]
+def take_turns(clocks: list[Callable[[], Any]], rounds: int) -> list[list[Any]]:
+    """What every clock says, in turns, the order reversed in every second round."""
+    times: list[list[Any]] = [[] for _ in clocks]
     begin = time.perf_counter()
     for turn in range(rounds):
         if turn >= FEWEST and time.perf_counter() - begin > PATIENCE:
@@ -177,10 +177,15 @@ def _compare(
                 side = Side(task.contender, task.parameter_set, clock)
                 run.rows += _rows(task, side, other, roof, rounds)
         except Exception as error:
-            first_line = (str(error).strip() or "no message").splitlines()[0]
-            run.failed[task.label] = f"{type(error).__name__}: {first_line}"
+            run.failed[task.label] = told(error)
         side = None
         clock.tidy()
+
+
+def told(error: Exception) -> str:
+    """An exception in one line."""
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first_line}"
 
 
 def _rows(

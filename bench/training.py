@@ -11,7 +11,7 @@ import torch
 from . import peers
 from .contenders import Contender
 from .device import Clock
-from .measure import Run, Task, identity, take_turns
+from .measure import Run, Task, identity, take_turns, told
 from .papers import language
 from .parameter_sets import ParameterSet
 
@@ -58,18 +58,21 @@ def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[
         for task in tasks:
             yield task
             torch.set_num_threads(task.threads)
-            baseline = peers.baseline(task.contender.mode)
-            with peers.quiet():
-                loops = [Loop(each, clock) for each in (task.contender, baseline)]
-                take_turns([loop.seconds for loop in loops], 3)
-                turns = take_turns([loop.seconds for loop in loops], rounds)
-            own, theirs = ([statistics.median(part) for part in zip(*each)] for each in turns)
-            run.rows.append(_row(task, clock, own, theirs))
+            try:
+                with peers.quiet():
+                    run.rows.append(_row(task, clock, rounds))
+            except Exception as error:
+                run.failed[task.label] = told(error)
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _row(task: Task, clock: Clock, own: list[float], theirs: list[float]) -> dict[str, Any]:
+def _row(task: Task, clock: Clock, rounds: int) -> dict[str, Any]:
+    baseline = peers.baseline(task.contender.mode)
+    loops = [Loop(each, clock) for each in (task.contender, baseline)]
+    take_turns([loop.seconds for loop in loops], 3)
+    turns = take_turns([loop.seconds for loop in loops], rounds)
+    own, theirs = ([statistics.median(part) for part in zip(*each)] for each in turns)
     return {
         **identity(task, clock),
         "phase": PHASE,

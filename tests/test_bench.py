@@ -162,6 +162,7 @@ def test_peers_have_algorithms_of_ours():
         (["--peers", "apex"], "there is no peer 'apex'; there are all, none, torch, "),
         (["--threads", "1,no"], "--threads is '1 no'; pass positive numbers"),
         (["--rounds", "1"], "--rounds is 1; a median and quartiles need at least 2"),
+        (["training", "--dtype", "bf16"], "training has a model of its own, in float32; leave out"),
     ],
 )
 def test_a_bad_option_is_one_line_that_says_what_there_is(tmp_path, capsys, arguments, told):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import contenders, device, growth, measure, plots, results, tables
+from bench import contenders, device, growth, measure, plots, results, tables, training
 from bench import self_check as checking
 from bench.measure import Side
 from bench.parameter_sets import AXES, parse
@@ -188,6 +188,23 @@ def test_the_share_of_a_training_step_is_measured_and_told(tmp_path, capsys):
     new = tables.written("<!-- bench training -->\n<!-- end -->\n", {"one": results.read(out)})
     assert "| algorithm | by | training step | optimizer | its share | x torch fused |" in new
     assert new.count("fusedstep cpu") == 2
+
+
+def test_a_training_loop_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+    measured = training._row
+
+    def row(task, *how):
+        if task.contender.maker == "torch-loop":
+            raise RuntimeError("out of luck\nand more")
+        return measured(task, *how)
+
+    monkeypatch.setattr(training, "_row", row)
+    chosen = ["--algorithms", "adamw", "--peers", "torch-loop", "torch-foreach", "--rounds", "2"]
+    status, out = bench(tmp_path, "training", *chosen)
+    made = [one["maker"] for one in results.read(out)["rows"]]
+    assert status == 0 and made == ["fusedstep", "torch-foreach"]
+    told = "failed: torch-loop AdamW f32 small-bert: RuntimeError: out of luck\n"
+    assert told in capsys.readouterr().out
 
 
 def test_pictures_are_drawn_where_there_are_rows(tmp_path):
