@@ -20,7 +20,8 @@ help:
 	@echo "make audit      compile all GPU kernels offline and search their code"
 	@echo "make ctest      the native code alone, without torch: emulated CUDA against the CPU"
 	@echo "make sanitize   the core of the tests with the native code under ASan and UBSan"
-	@echo "make gpu-check  on a machine with a GPU: build, bits, sanitizer, speed; results under \$$OUT"
+	@echo "make gpu-check  on a machine with a GPU: build, bits, sanitizer, speed; results under \$$OUT;"
+	@echo "                options: ARGS=\"--only build tests\""
 
 build/peers: $(VENV)/installed bench/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ --requirement bench/requirements.txt
