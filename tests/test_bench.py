@@ -199,7 +199,7 @@ def test_one_that_fails_is_told_and_the_others_are_measured(tmp_path, capsys, mo
     )
 
 
-@pytest.mark.parametrize("gate, status", [(0.0, 0), (1000.0, 1)])
+@pytest.mark.parametrize("gate, status", [(0.0, 0), (1e9, 1)])
 def test_the_gate_fails_where_adamw_is_slower(gate, status, tmp_path, capsys):
     small = ["--set", "3x100", "--algorithms", "adamw", "--peers", "none", "--rounds", 2]
     assert bench(tmp_path, *small, "--gate", gate)[0] == status
