@@ -31,14 +31,12 @@ template <class Rule>
 struct Columns {
   using T = typename Rule::opmath;
   std::uint64_t grad, param, source, state[kColumns<Rule>];  // source: the master or the parameter
-  std::int64_t numel;
   bool aligned;
 
   __device__ __forceinline__ Columns(const Launch& launch, std::int64_t tensor)
       : grad(Rule::kReadsGrad ? launch.grad[tensor] : 0),
         param(address_of(launch, kParam, tensor)),
-        source(address_of(launch, launch.master ? kMaster : kParam, tensor)),
-        numel(launch.numel[tensor]) {
+        source(address_of(launch, launch.master ? kMaster : kParam, tensor)) {
     std::uint64_t bits = grad | param | source;
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k)

@@ -236,8 +236,8 @@ def tables(rows: list[Row]) -> list[Table]:
             highs.append(f"at least {none}" if top == max(at) else none)
         for warmed in (True, False):
             known = name in LIKE_ADAM and {name, "Adam"} <= found[warmed].keys()
-            more = times(found[warmed][name], found[warmed]["Adam"]) if known else None
-            highs.append(f"{more:g}" if known else "")
+            more = f"{times(found[warmed][name], found[warmed]['Adam']):g}" if known else ""
+            highs.append(more)
         low.append(lows)
         high.append(highs)
     line = number(rows[0]["result"]["line"])
