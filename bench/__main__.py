@@ -191,9 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if passed else 1
     if absent:
         print(f"absent: {', '.join(absent)} (make build/peers, then PYTHONPATH=build/peers)")
-    command = shlex.join(
-        ["python", "-m", "bench", *(sys.argv[1:] if arguments is None else arguments)]
-    )
+    given = sys.argv[1:] if arguments is None else arguments
+    # Results are kept in the project; which folder rows went to is this machine's own affair.
+    named = [word.replace(str(chosen.out), chosen.out.name) for word in given]
+    command = shlex.join(["python", "-m", "bench", *named])
     way = training.measure if chosen.command == "training" else measure
     done = run(way, tasks, clock, chosen.rounds)
     report(done, chosen, where, command)

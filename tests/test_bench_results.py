@@ -91,6 +91,7 @@ def test_rows_survive_the_files(tmp_path):
     assert all(r["q1"] <= r["seconds"] <= r["q3"] for r in content["rows"])
     (run,) = content["runs"].values()
     assert run["command"].startswith("python -m bench --device cpu ")
+    assert "--out rows.json" in run["command"], "no folder of this machine"
     assert {"fusedstep", "revision", "torch", "compiler"} <= run["versions"].keys()
     assert {"cpu", "cores", "caches", "memory_gb"} <= content["machine"].keys()
     with out.with_suffix(".csv").open() as file:
