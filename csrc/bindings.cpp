@@ -136,8 +136,9 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
         self.apply(launch, threads);
       });
   py::class_<Gatherer>(m, "Gatherer", py::module_local())
-      .def(py::init<const py::object&, const py::list&, const std::vector<std::int64_t>&,
-                    const std::vector<std::uint64_t>&, const py::list&>())
+      .def(py::init<const py::object&, const py::object&, const py::list&,
+                    const std::vector<std::int64_t>&, const std::vector<std::uint64_t>&,
+                    const py::list&>())
       .def("gather", &Gatherer::gather);
   py::class_<Watch>(m, "Watch", py::module_local())
       .def(py::init<const py::object&, const py::object&, const py::list&>())

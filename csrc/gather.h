@@ -37,16 +37,18 @@ inline bool has_dtype(const dlpack::Tensor& tensor, std::int64_t dtype) {
 }
 
 // Reads `param.grad` of every parameter and checks both against a plan. Nothing of torch is
-// compiled in: tensors describe themselves through DLPack, one C call each.
+// compiled in: tensors describe themselves through DLPack, one C call each. Of a DTensor, this is
+// about the part that the process holds.
 class Gatherer {
  public:
-  // tensor_type: torch.Tensor, of torch 2.10 or later. For each of params, dtypes: the code of its
-  // gradient's dtype, or -1 where it is in no launch; places: the address of its entry in a
-  // launch's table of gradients, or 0. fixed: tensors that must stay where they are. Whoever makes
-  // a Gatherer keeps params, fixed and the tables of gradients alive.
-  Gatherer(const pybind11::object& tensor_type, const pybind11::list& params,
-           const std::vector<std::int64_t>& dtypes, const std::vector<std::uint64_t>& places,
-           const pybind11::list& fixed) {
+  // tensor_type: torch.Tensor, of torch 2.10 or later; dtensor_type: DTensor, or None. For each of
+  // params, dtypes: the code of its gradient's dtype, or -1 where it is in no launch; places: the
+  // address of its entry in a launch's table of gradients, or 0. fixed: tensors that must stay
+  // where they are. Whoever makes a Gatherer keeps params, fixed and the tables of gradients alive.
+  Gatherer(const pybind11::object& tensor_type, const pybind11::object& dtensor_type,
+           const pybind11::list& params, const std::vector<std::int64_t>& dtypes,
+           const std::vector<std::uint64_t>& places, const pybind11::list& fixed)
+      : dtensor_type_(dtensor_type) {
     const pybind11::object grad = tensor_type.attr("grad");
     if (Py_TYPE(grad.ptr()) != &PyGetSetDescr_Type)
       throw pybind11::import_error("torch.Tensor.grad is no attribute of C");
@@ -66,10 +68,11 @@ class Gatherer {
         throw pybind11::import_error("a parameter has a grad of its own making");
       Planned planned = {};
       planned.param = param.ptr();
+      planned.distributed = is_dtensor(param.ptr());
       planned.grad_dtype = dtypes.at(planned_.size());
       planned.place = pointer<std::uint64_t>(places.at(planned_.size()));
       if (planned.grad_dtype >= 0) {
-        const dlpack::Tensor t = view(param.ptr());
+        const dlpack::Tensor t = view(held(planned, param.ptr()).ptr());
         planned.data = data(t);
         planned.layout = layouts_.size();
         planned.ndim = t.ndim;
@@ -104,6 +107,7 @@ class Gatherer {
  private:
   struct Planned {
     PyObject* param;
+    bool distributed;         // a DTensor
     std::int64_t grad_dtype;  // -1: in no launch
     std::uint64_t* place;
     std::uint64_t data;
@@ -115,7 +119,7 @@ class Gatherer {
   // Whether a parameter and its gradient are as planned; `address` becomes the gradient's.
   bool fits(const Planned& planned, PyObject* grad, std::uint64_t& address) const {
     if (planned.grad_dtype < 0) return grad == Py_None;
-    const dlpack::Tensor param = view(planned.param);
+    const dlpack::Tensor param = view(held(planned, planned.param).ptr());
     if (data(param) != planned.data || param.code != planned.code || param.bits != planned.bits ||
         param.ndim != planned.ndim)
       return false;
@@ -124,10 +128,15 @@ class Gatherer {
     for (int i = 0; i < param.ndim; ++i)
       if (param.shape[i] != shape[i] || param.strides[i] != strides[i]) return false;
     if (grad == Py_None) return true;
-    const dlpack::Tensor gradient = view(grad);
+    if (is_dtensor(grad) != planned.distributed) return false;
+    // One description says that both are cut alike; whether two do takes Python to find out.
+    if (planned.distributed && !attribute(grad, "_spec").is(attribute(planned.param, "_spec")))
+      return false;
+    const pybind11::object part = held(planned, grad);
+    const dlpack::Tensor gradient = view(part.ptr());
     if (!has_dtype(gradient, planned.grad_dtype) || gradient.device_type != param.device_type ||
         gradient.device_id != param.device_id || !same_layout(param, gradient) ||
-        negated(grad, gradient))
+        negated(part.ptr(), gradient))
       return false;
     // An empty tensor has no address, yet takes its step: any number but 0 will do.
     address = data(gradient);
@@ -146,6 +155,18 @@ class Gatherer {
     return answer.ptr() == Py_True;
   }
 
+  bool is_dtensor(PyObject* tensor) const {
+    return !dtensor_type_.is_none() &&
+           PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(dtensor_type_.ptr()));
+  }
+  // Of a DTensor, the part that this process holds.
+  static pybind11::object held(const Planned& planned, PyObject* tensor) {
+    if (planned.distributed) return attribute(tensor, "_local_tensor");
+    return pybind11::reinterpret_borrow<pybind11::object>(tensor);
+  }
+  static pybind11::object attribute(PyObject* object, const char* name) {
+    return pybind11::getattr(object, name);
+  }
   dlpack::Tensor view(PyObject* tensor) const {
     dlpack::Tensor result;
     if (view_(tensor, &result) != 0) throw pybind11::error_already_set();
@@ -165,6 +186,7 @@ class Gatherer {
     return pybind11::reinterpret_steal<pybind11::object>(grad);
   }
 
+  pybind11::object dtensor_type_;
   const PyGetSetDef* get_grad_;  // of torch.Tensor.grad, which its type keeps
   pybind11::object is_neg_;      // torch.Tensor.is_neg
   int (*view_)(void*, dlpack::Tensor*);

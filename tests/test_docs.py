@@ -64,6 +64,9 @@ def test_code_of_the_readme_runs(code):
 def test_recipes_run(recipe, tmp_path, monkeypatch):
     """Each from top to bottom in an empty folder, after the page's first block."""
     monkeypatch.chdir(tmp_path)
+    launched = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    for name, value in launched.items():  # as torchrun does
+        monkeypatch.setenv(name, value)
     torch.manual_seed(0)
     exec(compile(recipe, "docs/using.md", "exec"), {"__name__": "recipe"})
 

@@ -87,6 +87,7 @@ class AvaGrad(FusedOptimizer):
                 f"all of them. Use one form, or an optimizer for each."
             )
         for g, group in enumerate(groups):
+            checks.held_whole(self.where(g), f"{type(self).__name__}'s mean", group["params"])
             if "eta_sq_sum" in group:
                 checks.kept_sums(self.where(g), "eta_sq_sum", group["eta_sq_sum"])
         released = groups[0]["form"] == "released"

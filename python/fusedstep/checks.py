@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import torch
 
+from . import shards
+
 HYPER_DTYPES = (torch.float32, torch.float64)
 COUNT_DTYPES = (torch.int64, torch.int32)
 ROUNDED_TO_0 = 2.0**-150  # the largest number that is 0 as a float32
@@ -108,6 +110,7 @@ def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
 def without_memory(t: torch.Tensor) -> bool:
     """Whether a tensor has elements but no address: a wrapper, a meta tensor, freed storage."""
     try:
+        t = shards.local(t)
         return t.numel() != 0 and t.data_ptr() == 0
     except RuntimeError:
         return True
@@ -115,11 +118,6 @@ def without_memory(t: torch.Tensor) -> bool:
 
 def _plain(where: str, what: str, t: torch.Tensor) -> None:
     """Require a tensor with memory of its own."""
-    if hasattr(t, "device_mesh"):
-        raise NotImplementedError(
-            f"{where} {what} a DTensor: sharded parameters are not supported yet. "
-            f"Pass the local tensors (`p.to_local()`)."
-        )
     if not is_sparse(t) and without_memory(t):
         raise ValueError(
             f"{where} {what} a {type(t).__name__} on {t.device} without memory of its own, which "
@@ -130,6 +128,12 @@ def _plain(where: str, what: str, t: torch.Tensor) -> None:
 def parameter(where: str, p: torch.Tensor) -> None:
     """Require a parameter that kernels can update in place."""
     _plain(where, "is", p)
+    if shards.is_dtensor(p) and any(placement.is_partial() for placement in p.placements):
+        raise ValueError(
+            f"{where} is a DTensor with placements {p.placements}: each process holds a summand of "
+            f"all elements. Pass one that is sharded or replicated (`p.redistribute(...)`)."
+        )
+    p = shards.local(p)
     if p.layout is not torch.strided:
         raise ValueError(f"{where} has layout {p.layout}; kernels update dense memory. Densify it.")
     if p.dtype not in PARAM_DTYPES:
@@ -174,6 +178,18 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"{where} has shape {tuple(p.shape)} on {p.device} and a gradient of shape "
             f"{tuple(g.shape)} on {g.device}. Recompute it (`optimizer.zero_grad()`, backward)."
         )
+    _distributed_like(where, "has as gradient", g, p)
+
+
+def _distributed_like(where: str, what: str, t: torch.Tensor, p: torch.Tensor) -> None:
+    """Require that a tensor lies on its parameter's mesh of devices, or neither is on any."""
+    on, mesh = shards.mesh_of(t), shards.mesh_of(p)
+    if on != mesh:
+        raise ValueError(
+            f"{where} is {'no DTensor' if mesh is None else f'a DTensor on {mesh}'} and {what} "
+            f"{'a tensor that is none' if on is None else f'a DTensor on {on}'}. Distribute it as "
+            f"the parameter is (`distribute_tensor`; torch.distributed.checkpoint loads so)."
+        )
 
 
 def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
@@ -185,6 +201,7 @@ def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{where} {what} {value!r}, which is not a tensor. {remedy}")
     _plain(where, what, value)
+    _distributed_like(where, what, value, torch.empty(()) if scalar else p)
     real = value.dtype in PARAM_DTYPES or (scalar and value.dtype in COUNT_DTYPES)
     if is_sparse(value) or not real:
         raise ValueError(
@@ -240,6 +257,17 @@ def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:
             raise NotImplementedError(
                 f"{what} takes a norm over parameters on {devices[segment]} and {p.device}, which "
                 f"is not supported. Keep them on one device, or use an optimizer for each device."
+            )
+
+
+def held_whole(where: str, what: str, params: list[torch.Tensor]) -> None:
+    """Require parameters of which every process holds all elements."""
+    for k, p in enumerate(params):
+        if shards.axes(p):
+            raise NotImplementedError(
+                f"{where}, parameter {k} is a DTensor with placements {p.placements}; {what} over "
+                f"parameters that are spread over processes is not supported. Use another "
+                f"algorithm, or keep the parameters whole on every process."
             )
 
 

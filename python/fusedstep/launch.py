@@ -186,7 +186,7 @@ class Launch:
 
     def grad_norm_sq(self, work: Pass) -> torch.Tensor | None:
         """The squared norm by which a pass clips gradients: float64 ``[1]``, or None."""
-        return None if self.norm is None or work is self.norm else self.norm.sums.totals[0]
+        return None if self.norm is None or work is self.norm else self.norm.sums.total
 
     def skip_flag(self, work: Pass) -> torch.Tensor | None:
         """AMP's ``found_inf`` for a pass that it can skip: one that moves something."""

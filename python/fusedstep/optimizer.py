@@ -23,7 +23,8 @@ class FusedOptimizer(KeepsState):
     """Base of all optimizers. A subclass names its columns and checks its hyper-parameters.
 
     Args:
-        params: parameters or parameter groups. float32, float64, bfloat16 or float16, dense.
+        params: parameters or parameter groups. float32, float64, bfloat16 or float16, dense. Of a
+            ``DTensor``, each process steps the part that it holds.
         defaults: the subclass's hyper-parameters.
         maximize: ascend instead of descend.
         max_grad_norm: clip gradients, within the step and without writing them, by one norm over
@@ -199,8 +200,8 @@ class FusedOptimizer(KeepsState):
                 launch.grads = grads
                 launch.grad_scale = _amp_tensor(grad_scale, launch.device)
                 launch.found_inf = _amp_tensor(found_inf, launch.device)
-            for backend, launch, work in plan.passes(survey):
-                backend.apply(launch, work)
+            for work in plan.rounds(survey):
+                work.run()
         finally:
             for launch in plan.launches:
                 launch.grads = None  # or they would outlive zero_grad
@@ -243,9 +244,9 @@ class FusedOptimizer(KeepsState):
         return any(group["max_grad_norm"] is not None for group in self.param_groups)
 
     def bytes_moved(self) -> int:
-        """Bytes of parameters, gradients and states that a step reads and writes, by the plan that
-        is kept from the last one and the sizes of its columns: none of them faded, no survey. 0
-        before a step, and after one with sparse gradients, whose plan is not kept."""
+        """Bytes of parameters, gradients and states that a step in this process reads and writes,
+        by the plan that is kept from the last one and the sizes of its columns: none of them faded,
+        no survey. 0 before a step, and after one with sparse gradients, whose plan is not kept."""
         launches = self._plan.launches if self._plan else []
         moved = sum(launch.bytes_moved(a) for launch in launches for a in self.passes)
         return moved + self.clips() * sum(launch.grad_bytes() for launch in launches)

@@ -8,16 +8,17 @@ and hyper-parameters are brought up to date.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from . import checks, state_tensors
+from . import checks, shards, state_tensors
 from .backends import Backend, choose
 from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
 from .sparse import Touched
 from .state_tensors import Slot
-from .sums import Sums
+from .sums import Norm, Sums
 from .watch import Watch, gatherer
 
 if TYPE_CHECKING:
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
 
 GRAD_NORM = "grad_norm"  # the rule whose sum is the squared norm of all gradients
 OWN_HYPERS = 2  # maximize, max_grad_norm
+
+
+class Round(NamedTuple):
+    """What runs over all launches before the next begins."""
+
+    works: list[tuple[Backend, Launch, Pass]]
+    sums: list[Sums] = []  # that other processes have a share in, and what follows reads
+
+    def run(self) -> None:
+        for backend, launch, work in self.works:
+            backend.apply(launch, work)
+        for sums in self.sums:
+            sums.join()
 
 
 class Plan:
@@ -58,20 +72,24 @@ class Plan:
             places = {i: place for launch in launches for i, place in launch.gradient_places()}
             places = [places.get(i, 0) for i in range(len(codes))]
             self._gatherer = gatherer(self._params, codes, places, self._fixed)
-        norms = [(launch, launch.norm) for launch in launches if launch.norm is not None]
-        rounds = zip(*(launch.passes for launch in launches), strict=True)
-        works = [*norms, *(pair for works in rounds for pair in zip(launches, works))]
-        self._passes = [(backends[launch.device], launch, work) for launch, work in works]
-        self._survey = [(backends[launch.device], launch, launch.survey) for launch in launches]
 
-    def passes(self, survey: bool) -> list[tuple[Backend, Launch, Pass]]:
-        """What to run, in order: a pass over all launches before the next begins."""
-        return self._survey + self._passes if survey else self._passes
+        def works(passes: Iterable[Pass | None]) -> list[tuple[Backend, Launch, Pass]]:
+            pairs = zip(launches, passes, strict=True)
+            return [(backends[launch.device], launch, p) for launch, p in pairs if p is not None]
+
+        self._survey = Round(works(launch.survey for launch in launches))
+        passes = zip(*(launch.passes for launch in launches), strict=True)
+        *first, last = works(launch.norm for launch in launches), *map(works, passes)
+        self._rounds = [*(Round(done, _spread(done)) for done in first), Round(last)]
+
+    def rounds(self, survey: bool) -> list[Round]:
+        """What to run, in order."""
+        return [self._survey, *self._rounds] if survey else self._rounds
 
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
         norm = self.launches[0].norm if self.launches else None
-        return None if norm is None else norm.sums.totals[0]
+        return None if norm is None else norm.sums.total
 
     def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list | None] | None:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
@@ -111,7 +129,8 @@ class Plan:
 
     def _facts_now(self) -> list[tuple | int]:
         """What the tables depend on, of every parameter that is in one, and of their states."""
-        planned = [p for p, dtype in zip(self._params, self._dtypes, strict=True) if dtype]
+        params = zip(self._params, self._dtypes, strict=True)
+        planned = [shards.local(p) for p, dtype in params if dtype]
         facts = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in planned]
         return facts + [t.data_ptr() for t in self._fixed]
 
@@ -121,6 +140,10 @@ class Plan:
             if g is None or i in self.touched:
                 continue
             p = self._params[i]
+            if shards.mesh_of(g) != shards.mesh_of(p):
+                return False
+            g = grads[i] = shards.local(shards.like(g, p))
+            p = shards.local(p)
             if checks.is_sparse(g) or checks.without_memory(g):
                 return False
             if (g.dtype, g.shape, g.device) != (self._dtypes[i], p.shape, p.device):
@@ -158,7 +181,7 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make missing states, then the tables."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    numels = [p.numel() for p in params]
+    numels = [shards.local(p).numel() for p in params]
     planned: list[tuple[int, str, torch.Tensor, _Alike, list[str]]] = []
     known: dict[tuple[int, torch.dtype], _Alike] = {}
     i = -1
@@ -180,7 +203,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             planned.append((i, where, p, alike, unfit))
     devices = {p.device for _, _, p, *_ in planned}
     backends = {device: choose(optimizer.backend, device) for device in devices}
-    checks.no_overlap([(where, p) for _, where, p, *_ in planned])
+    checks.no_overlap([(where, shards.local(p)) for _, where, p, *_ in planned])
     segments = optimizer.segments() if optimizer.sums else []
     if segments:
         name = type(optimizer).__name__
@@ -188,6 +211,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     if optimizer.clips():
         checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
 
+    axes = [shards.axes(p) for p in params]
     slots = Sums.slots(numels)
     touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}
     kinds: dict[Kind, list[Entry]] = {}
@@ -206,9 +230,10 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         sums = norm = None
         if optimizer.sums:
             totals = optimizer.segment_totals(device)
-            sums = Sums(optimizer.sums, numels, segments, indices, device, totals)
+            of_segments = list(dict(zip(segments, axes, strict=True)).values())
+            sums = Sums(optimizer.sums, numels, segments, indices, device, totals, of_segments)
         if optimizer.clips():
-            norm = Sums(1, numels, [0] * len(params), indices, device)
+            norm = Norm(numels, axes, indices, device)
         for launch in here:
             _plan_passes(optimizer, launch, sums, norm)
     return Plan(optimizer, launches, backends, touched)
@@ -219,7 +244,7 @@ def _entry(
 ) -> tuple[Kind, Entry]:
     """A parameter's place in the tables."""
     state = optimizer.state[p]
-    memory = (lambda full: full) if touched is None else touched.gather
+    memory = shards.local if touched is None else touched.gather
     entry = Entry(
         index=index,
         group=alike.group,
@@ -242,7 +267,7 @@ def _entry(
 
 
 def _plan_passes(
-    optimizer: FusedOptimizer, launch: Launch, sums: Sums | None, norm: Sums | None
+    optimizer: FusedOptimizer, launch: Launch, sums: Sums | None, norm: Norm | None
 ) -> None:
     variant = launch.kind.variant
     launch.passes = [
@@ -253,6 +278,12 @@ def _plan_passes(
         launch.survey = launch.plan_pass(optimizer.rule, variant | optimizer.survey.variant, sums)
     if norm is not None:
         launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
+
+
+def _spread(works: list[tuple[Backend, Launch, Pass]]) -> list[Sums]:
+    """The sums of passes over tensors that are spread over processes, each once."""
+    sums = dict.fromkeys(work.sums for _, _, work in works if work.sums is not None)
+    return [found for found in sums if found.is_spread]
 
 
 def _lists(optimizer: FusedOptimizer) -> list[list[torch.Tensor]]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import checks
+from . import checks, shards
 
 
 class Slot(NamedTuple):
@@ -76,6 +76,10 @@ def adopt(
 
 def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:
     """Whether kernels can take an entry as it is."""
+    if not slot.scalar and shards.is_dtensor(p) and isinstance(value, torch.Tensor):
+        if not shards.alike(value, p):
+            return False
+        value, p = shards.local(value), shards.local(p)
     if type(value) is not torch.Tensor or value.layout is not torch.strided:
         return False
     if value.dtype is not slot.dtype or value.device != p.device:
@@ -91,5 +95,7 @@ def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torc
     value = torch.as_tensor(value)
     if slot.scalar:
         return value.reshape(()).to(p.device, slot.dtype, copy=copy)
-    like = (value.dtype, value.device) == (slot.dtype, p.device) and checks.same_layout(p, value)
+    value = shards.like(value, p)
+    like = (value.dtype, value.device) == (slot.dtype, p.device)
+    like = like and checks.same_layout(shards.local(p), shards.local(value))
     return value if like and not copy else torch.empty_like(p, dtype=slot.dtype).copy_(value)

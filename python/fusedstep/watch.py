@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .shards import dtensor_type
+
 
 @cache
 def native():
@@ -62,6 +64,7 @@ def gatherer(
     if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
     try:
-        return native().Gatherer(torch.Tensor, params, dtypes, places, fixed)
+        dtensor = dtensor_type()
+        return native().Gatherer(torch.Tensor, dtensor, params, dtypes, places, fixed)
     except ImportError:
         return None
