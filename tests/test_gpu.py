@@ -3,7 +3,10 @@
 import fusedstep
 import pytest
 import torch
+import torch.distributed as dist
 from fusedstep import testing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from tests.conftest import TESTED_BACKENDS, device_of
 from tests.training import assert_same, every_class, stored
@@ -142,6 +145,38 @@ def test_a_graph_with_a_number_in_it_is_refused(gpu_backend):
     refused = pytest.raises(RuntimeError, match="is .*: a CUDA graph would keep this value")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
         optimizer.step()
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cuda", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LAMB])
+def test_parts_take_their_steps_without_waiting(gpu_backend, mesh, cls):
+    def distributed(t):
+        return DTensor.from_local(t.detach().clone(), mesh, [Shard(0)])
+
+    whole, _ = groups()
+    params = [torch.nn.Parameter(distributed(p)) for p in whole]
+    options = {"weight_decay": 0.1, "max_grad_norm": 1.0, "backend": gpu_backend}
+    of, optimizer = cls(whole, **options), cls(params, **options)
+    for wait in ("default", "default", "error"):
+        fresh_gradients(whole)
+        for p, w in zip(params, whole, strict=True):
+            p.grad = distributed(w.grad)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode(wait)
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        of.step()
+    found = stored(optimizer, params)
+    found = {n: t.to_local() if isinstance(t, DTensor) else t for n, t in found.items()}
+    assert_same(found, stored(of, whole))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds one CUDA device")
