@@ -88,6 +88,8 @@ py::class_<Kernel> describe(py::module_& m, const char* name) {
       .def_readonly("states", &Kernel::states)
       .def_readonly("carried", &Kernel::carried)
       .def_readonly("sums", &Kernel::sums)
+      .def_readonly("emits", &Kernel::emits)
+      .def_readonly("counted", &Kernel::counted)
       .def_readonly("reads_grad", &Kernel::reads_grad)
       .def_readonly("reads_param", &Kernel::reads_param)
       .def_readonly("moves_param", &Kernel::moves_param)
@@ -123,6 +125,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   field(launch, "segment_begin", &Launch::segment_begin);
   field(launch, "segment_chunks", &Launch::segment_chunks);
   field(launch, "segment_sums", &Launch::segment_sums);
+  field(launch, "segment_result", &Launch::segment_result);
   field(launch, "arrived", &Launch::arrived);
   field(launch, "param_dtype", &Launch::param_dtype);
   field(launch, "grad_dtype", &Launch::grad_dtype);

@@ -99,11 +99,11 @@ def apply(launch, work) -> None:
         compiled_for = {**constants(launch, work), **options(launch, work)}
         launch.handles[key] = (programs(launch, work),), compiled_for
     grid, compiled_for = launch.handles[key]
-    tables = (None,) * 8
+    tables = (None,) * 9
     if sums is not None:
         tables = (
             sums.partial, sums.partial.shape[1], launch.slot, work.segment, sums.begin,
-            sums.chunks, sums.address, sums.arrived,
+            sums.chunks, sums.address, sums.result_address, sums.arrived,
         )  # fmt: skip
     with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
         multi_tensor_apply[grid](

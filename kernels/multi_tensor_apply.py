@@ -110,12 +110,13 @@ def apply_block(
 @triton.jit(do_not_specialize=[
     "address", "grad", "numel", "row", "chunk", "hyper", "source", "grad_scale", "found_inf",
     "grad_norm_sq", "ticket", "partial", "slots", "slot", "segment", "segment_begin",
-    "segment_chunks", "segment_sums", "arrived", "tensors", "chunks",
+    "segment_chunks", "segment_sums", "segment_result", "arrived", "tensors", "chunks",
 ])  # fmt: skip
 def multi_tensor_apply(
     address, grad, numel, row, chunk, hyper, source, grad_scale, found_inf, grad_norm_sq, ticket,
-    partial, slots, slot, segment, segment_begin, segment_chunks, segment_sums, arrived, tensors,
-    chunks, faded: tl.constexpr, scalars: tl.constexpr, update: tl.constexpr, variant: tl.constexpr,
+    partial, slots, slot, segment, segment_begin, segment_chunks, segment_sums, segment_result,
+    arrived, tensors, chunks,
+    faded: tl.constexpr, scalars: tl.constexpr, update: tl.constexpr, variant: tl.constexpr,
     HYPERS: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, FADING: tl.constexpr,
     SUMS: tl.constexpr, EMITS: tl.constexpr, COUNTED: tl.constexpr, KEEPS_ABSENT: tl.constexpr,
     READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr, MOVES_PARAM: tl.constexpr,
@@ -194,7 +195,7 @@ def multi_tensor_apply(
                     for k in tl.static_range(SUMS):
                         tl.store(place + k * slots, 0.0, gradient == 0)
                 arrive(
-                    partial, slots, segment_begin, segment_chunks, segment_sums, arrived,
+                    partial, slots, segment_begin, segment_chunks, segment_result, arrived,
                     tl.load(segment + tensor), SUMS, COUNTED,
                 )  # fmt: skip
 

@@ -48,7 +48,7 @@ __device__ void sum_segment(const Launch& launch, std::int64_t segment) {
     sums[k] = fold_block<1>(lanes);
   }
   if (threadIdx.x != 0 || (Rule::kCounted && sums[Rule::kSums - 1] == 0.0)) return;
-  for (int k = 0; k < Rule::kSums; ++k) sums_of(launch, segment)[k] = sums[k];
+  for (int k = 0; k < Rule::kSums; ++k) result_of(launch, segment)[k] = sums[k];
 }
 
 // Says that a chunk's sums are stored (by thread 0). All threads of the block call it.

@@ -14,7 +14,7 @@ def arrive(
     slots,
     segment_begin,
     segment_chunks,
-    segment_sums,
+    segment_result,
     arrived,
     here,
     SUMS: tl.constexpr,
@@ -25,7 +25,7 @@ def arrive(
     before = tl.atomic_add(arrived + here, 1, sem="acq_rel")
     if before + 1 == tl.load(segment_chunks + here):
         begin, end = tl.load(segment_begin + here), tl.load(segment_begin + here + 1)
-        total = tl.load(segment_sums + here).to(tl.pointer_type(tl.float64))
+        total = tl.load(segment_result + here).to(tl.pointer_type(tl.float64))
         sums = ()
         for k in tl.static_range(SUMS):
             lanes = tl.zeros((LANES,), tl.float64)

@@ -110,6 +110,8 @@ def test_columns_agree_with_the_kernels(cls):
                 assert kernel.states == len(states)
                 assert kernel.carried == len(cls.carried)
                 assert kernel.sums == cls.sums
+                assert kernel.emits == access.emits
+                assert kernel.counted == cls.counted
 
 
 def test_exp_avg_is_the_first_state():

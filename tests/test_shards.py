@@ -1,7 +1,9 @@
 """DTensors: every process steps the part it holds, to the bits of a step on the whole tensor."""
 
-import datetime
+import math
+import time
 from functools import partial
+from itertools import product
 
 import fusedstep
 import pytest
@@ -10,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fusedstep.plan import Plan
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
@@ -19,21 +21,26 @@ from tests.training import CLASSES, assert_same, give_gradients, model, stored
 # The second process holds nothing of the third tensor, and less than the first of the others.
 SHAPES = (5, 4), (20_001, 3), (1,), (7,)
 LAYOUTS = [Shard(0)], [Shard(0)], [Shard(0)], [Replicate()]
-SPREAD = [cls for cls in CLASSES if not issubclass(cls, fusedstep.AvaGrad)]
-WITHOUT_SUMS = [cls for cls in SPREAD if cls is not fusedstep.LAMB]
+WITHOUT_SUMS = [cls for cls in CLASSES if not cls.sums]
 
 
-def spawn(function, *args, world=2):
+def spawn(function, *args, world=2, patience=120):
     """Run a function in processes of one group; raise what one of them raised."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(_enter, (world, store.port, function, args), nprocs=world)
+    arguments = (world, store.port, function, args)
+    running = torch.multiprocessing.spawn(_enter, arguments, nprocs=world, join=False)
+    until = time.monotonic() + patience
+    while not running.join(timeout=1.0):
+        if time.monotonic() > until:
+            for process in running.processes:
+                process.kill()
+            pytest.fail(f"processes did not end within {patience} s: they wait for each other")
 
 
 def _enter(rank, world, port, function, args):
     torch.set_num_threads(1)
     store = dist.TCPStore("localhost", port)
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     try:
         function(*args)
     finally:
@@ -72,12 +79,14 @@ def with_gradients(*shapes):
     return params
 
 
-def give_odd_sixteenths(params, seed=0):
-    """Gradients whose squares are summed without rounding, in any order; none is 0."""
+def give_sixteenths(params, seed=0):
+    """Gradients whose squares are summed without rounding, in any order, and so are those of their
+    inverses when a sixteenth is added: 1, 3, 7, ... 63 sixteenths of either sign."""
     generator = torch.Generator().manual_seed(seed)
     for p in params:
-        odd = 2 * torch.randint(-40, 40, p.shape, generator=generator) + 1
-        p.grad = odd.to(p.dtype) / 16
+        power = 2 ** torch.randint(1, 7, p.shape, generator=generator)
+        sign = torch.randint(0, 2, p.shape, generator=generator) * 2 - 1
+        p.grad = (sign * (power - 1)).to(p.dtype) / 16
 
 
 def gathered(optimizer, params):
@@ -125,24 +134,25 @@ def test_parts_take_the_whole_tensors_steps(world, mesh, layouts):
     spawn(parts_take_the_whole_tensors_steps, mesh, layouts, world=world)
 
 
-def norms_are_those_of_whole_tensors(mesh_shape, layouts):
+def norms_are_those_of_whole_tensors(mesh_shape, layouts, classes):
     mesh = init_device_mesh("cpu", mesh_shape)
-    for cls in SPREAD:
-        for backend in ("auto", "reference"):
-            options = {"max_grad_norm": 1.0, "weight_decay": 0.5, "backend": backend}
-            if cls is fusedstep.LAMB:  # whose u is then 1 or -1, and half a sixteenth
-                options |= {"betas": (0.0, 0.0), "eps": 0.0}
-            whole = model(*SHAPES)
-            for p in whole:
-                p.data = (p.data * 16).round() / 16
-            parts_of, of = train_both(
-                partial(cls, **options),
-                distribute(whole, mesh, layouts),
-                whole,
-                steps=1 if cls is fusedstep.LAMB else 3,
-                give=give_odd_sixteenths,
-            )
-            assert parts_of.last_grad_norm == of.last_grad_norm
+    for cls, form, backend in product(classes, ("paper", "released"), ("auto", "reference")):
+        options = {"weight_decay": 0.5, "form": form, "backend": backend, "max_grad_norm": 1.0}
+        if cls is fusedstep.LAMB:  # u is then 1 or -1, and half a sixteenth
+            options |= {"betas": (0.0, 0.0), "eps": 0.0}
+        if issubclass(cls, fusedstep.AvaGrad):  # eta is then a power of 2
+            options |= {"betas": (0.0, 0.0), "eps": 1 / 16, "max_grad_norm": math.inf}
+        whole = model(*SHAPES)
+        for p in whole:
+            p.data = (p.data * 16).round() / 16
+        parts_of, of = train_both(
+            partial(cls, **options),
+            distribute(whole, mesh, layouts),
+            whole,
+            steps=1 if cls is fusedstep.LAMB else 3,
+            give=give_sixteenths,
+        )
+        assert parts_of.last_grad_norm == of.last_grad_norm
 
 
 @pytest.mark.parametrize(
@@ -159,7 +169,20 @@ def norms_are_those_of_whole_tensors(mesh_shape, layouts):
     ],
 )
 def test_norms_are_those_of_whole_tensors(world, mesh, layouts):
-    spawn(norms_are_those_of_whole_tensors, mesh, layouts, world=world)
+    classes = [cls for cls in CLASSES if not issubclass(cls, fusedstep.AvaGrad)]
+    spawn(norms_are_those_of_whole_tensors, mesh, layouts, classes, world=world)
+
+
+@pytest.mark.parametrize(
+    "mesh, layout",
+    [
+        pytest.param((2,), [Shard(0)], id="sharded"),
+        pytest.param((2, 2), [Replicate(), Shard(0)], id="sharded-and-replicated"),
+    ],
+)
+def test_means_are_those_of_whole_tensors(mesh, layout):
+    layouts, classes = [layout] * len(SHAPES), [fusedstep.AvaGrad, fusedstep.AvaGradW]
+    spawn(norms_are_those_of_whole_tensors, mesh, layouts, classes, world=math.prod(mesh))
 
 
 def network():
@@ -252,12 +275,109 @@ def test_parts_are_found_without_python(alone, monkeypatch):
         optimizer.step()  # cut in another way than its parameter: Python's business
 
 
-def test_a_mean_over_parts_is_refused(alone):
-    params = distribute(model((4,)), alone, [[Shard(0)]])
-    give_parts(params, with_gradients((4,)))
+def a_mean_over_parts_and_wholes_is_refused():
+    whole = with_gradients((4,), (3,))
+    params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)], None])
+    give_parts(params, whole)
     for cls in (fusedstep.AvaGrad, fusedstep.AvaGradW):
-        with pytest.raises(NotImplementedError, match="parameter 0 is a DTensor .* mean over"):
+        with pytest.raises(NotImplementedError, match="parameters 0 and 1 .* in different ways"):
             cls(params).step()
+
+
+def test_a_mean_over_parts_and_wholes_is_refused():
+    spawn(a_mean_over_parts_and_wholes_is_refused)
+
+
+def processes_need_not_be_on_a_mesh():
+    whole = with_gradients((4,))
+    mesh = DeviceMesh("cpu", [0])
+    params = distribute(whole, mesh, [[Shard(0)]])
+    give_parts(params, whole)
+    fusedstep.LAMB(params, max_grad_norm=None).step()
+    clipping = fusedstep.AdamW(params, max_grad_norm=1.0)
+    if dist.get_rank() == 0:
+        clipping.step()
+    else:
+        with pytest.raises(NotImplementedError, match="of which this process is not a part"):
+            clipping.step()
+
+
+def test_processes_need_not_be_on_a_mesh():
+    spawn(processes_need_not_be_on_a_mesh)
+
+
+def processes_do_not_wait_for_each_other():
+    """Those of a row and of a column have a tensor in common, in no order that all agree on."""
+    meshes = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
+    params = []
+    for name in ("rows", "columns"):
+        part = torch.nn.Parameter(DTensor.from_local(torch.ones(2), meshes[name], [Shard(0)]))
+        part.grad = DTensor.from_local(torch.ones(2), meshes[name], [Shard(0)])
+        params.append(part)
+    if dist.get_rank() in (1, 2):
+        params.reverse()
+    optimizer = fusedstep.AdamW(params, max_grad_norm=1.0)
+    for _ in range(3):
+        optimizer.step()
+    assert optimizer.last_grad_norm == math.sqrt(8.0)
+
+
+def test_processes_do_not_wait_for_each_other():
+    spawn(processes_do_not_wait_for_each_other, world=4)
+
+
+class Packed(torch.Tensor):
+    """A tensor whose elements only its own code can read, as quantized weights are."""
+
+    @staticmethod
+    def __new__(cls, packed):
+        return torch.Tensor._make_wrapper_subclass(cls, packed.shape, dtype=torch.float32)
+
+    def __init__(self, packed):
+        self.packed = packed
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        packed = [x.packed if isinstance(x, Packed) else x for x in args]
+        result = function(*packed, **(kwargs or {}))
+        return cls(result) if isinstance(result, torch.Tensor) else result
+
+
+def test_parts_that_no_kernel_can_read(alone):
+    packed = DTensor.from_local(Packed(torch.ones(4)), alone, [Shard(0)])
+    frozen = torch.nn.Parameter(packed, requires_grad=False)
+    (p,) = with_gradients((4,))
+    before = p.detach().clone()
+    fusedstep.AdamW([frozen, p], max_grad_norm=1.0).step()
+    assert not torch.equal(p, before)
+    trained = torch.nn.Parameter(packed)
+    trained.grad = DTensor.from_local(torch.ones(4), alone, [Shard(0)])
+    with pytest.raises(ValueError, match="parameter 0 is a DTensor on cpu without memory"):
+        fusedstep.AdamW([trained, p]).step()
+
+
+def test_gradients_are_cut_as_their_parameters(alone):
+    p = torch.nn.Parameter(
+        DTensor.from_local(torch.ones(3), alone, [Shard(0)], shape=(4,), stride=(1,))
+    )
+    p.grad = DTensor.from_local(torch.ones(4), alone, [Shard(0)])
+    with pytest.raises(ValueError, match=r"process holds \(3,\), and \(4,\) of its gradient"):
+        fusedstep.AdamW([p]).step()
+
+
+def test_numbers_are_not_distributed(alone):
+    params = with_gradients((4,))
+    number = distribute_tensor(torch.tensor(0.5), alone, [Replicate()])
+    with pytest.raises(ValueError, match="lr is a DTensor of dtype torch.float32 and shape"):
+        fusedstep.AdamW(params, lr=number).step()
+    optimizer = fusedstep.AdamW(params)
+    optimizer.found_inf = number
+    with pytest.raises(TypeError, match="a step takes None or a plain tensor"):
+        optimizer.step()
+    optimizer = fusedstep.AdamW(params)
+    optimizer.state[params[0]]["step"] = number
+    with pytest.raises(ValueError, match="state step a DTensor, where .* Pass a 0-d tensor"):
+        optimizer.step()
 
 
 def test_summands_are_no_parameters(alone):

@@ -51,6 +51,7 @@ struct KernelFacts {
   unsigned variant;
   bool float64;
   int hypers, states, carried, sums;
+  bool emits, counted;
   bool reads_grad, reads_param, moves_param;
   int read_only;
 };
@@ -59,10 +60,11 @@ inline namespace FUSEDSTEP_LEVEL {
 
 template <class Rule>
 constexpr KernelFacts facts(unsigned variant) {
-  return {Rule::kName,       variant,          sizeof(typename Rule::opmath) == sizeof(double),
-          Rule::kHypers,     Rule::kStates,    Rule::kCarried,
-          Rule::kSums,       Rule::kReadsGrad, Rule::kReadsParam,
-          Rule::kMovesParam, Rule::kReadOnly};
+  return {Rule::kName,      variant,           sizeof(typename Rule::opmath) == sizeof(double),
+          Rule::kHypers,    Rule::kStates,     Rule::kCarried,
+          Rule::kSums,      Rule::kEmits,      Rule::kCounted,
+          Rule::kReadsGrad, Rule::kReadsParam, Rule::kMovesParam,
+          Rule::kReadOnly};
 }
 
 template <class Rule>

@@ -43,13 +43,14 @@ struct Launch {
   // Sums of squares (N7), for rules that have them. Slots number the chunks of all parameters of
   // the optimizer in its order; a segment is a stretch of slots that is summed, S of them.
   std::int64_t slots = 0;
-  double* partial = nullptr;                     // [kSums][slots], sums of chunks
-  const std::int64_t* slot = nullptr;            // [N], that of the tensor's first chunk
-  const std::int64_t* segment = nullptr;         // [N]
-  const std::int64_t* segment_begin = nullptr;   // [S + 1] slots
-  const std::int64_t* segment_chunks = nullptr;  // [S] that one step's launches bring
-  const std::uint64_t* segment_sums = nullptr;   // [S] addresses of float64 [kSums]
-  std::uint32_t* arrived = nullptr;              // [S] chunks; 0 between steps
+  double* partial = nullptr;                      // [kSums][slots], sums of chunks
+  const std::int64_t* slot = nullptr;             // [N], that of the tensor's first chunk
+  const std::int64_t* segment = nullptr;          // [N]
+  const std::int64_t* segment_begin = nullptr;    // [S + 1] slots
+  const std::int64_t* segment_chunks = nullptr;   // [S] that one step's launches bring
+  const std::uint64_t* segment_sums = nullptr;    // [S] addresses of float64 [kSums] to read
+  const std::uint64_t* segment_result = nullptr;  // [S] and to write: the same, or a share of it
+  std::uint32_t* arrived = nullptr;               // [S] chunks; 0 between steps
 
   DType param_dtype = DType::f32;
   DType grad_dtype = DType::f32;
@@ -83,8 +84,12 @@ FUSEDSTEP_HD double hyper_value(const Launch& launch, std::int64_t entry) {
   return double(*pointer<const float>(source));
 }
 
-FUSEDSTEP_HD double* sums_of(const Launch& launch, std::int64_t segment) {
-  return pointer<double>(launch.segment_sums[segment]);
+FUSEDSTEP_HD const double* sums_of(const Launch& launch, std::int64_t segment) {
+  return pointer<const double>(launch.segment_sums[segment]);
+}
+
+FUSEDSTEP_HD double* result_of(const Launch& launch, std::int64_t segment) {
+  return pointer<double>(launch.segment_result[segment]);
 }
 
 }  // namespace FUSEDSTEP_LEVEL

@@ -208,7 +208,7 @@ void finish_sums(const Launch& launch) {
       sums[k] = lanes[0];
     }
     if (Rule::kCounted && sums[Rule::kSums - 1] == 0.0) continue;
-    for (int k = 0; k < Rule::kSums; ++k) sums_of(launch, segment)[k] = sums[k];
+    for (int k = 0; k < Rule::kSums; ++k) result_of(launch, segment)[k] = sums[k];
   }
 }
 

@@ -8,7 +8,9 @@ from . import checks
 from .launch import Access
 from .optimizer import FusedOptimizer
 
-SURVEY = Access(2, reads_grad=False, reads_param=False, moves_param=False, moves_states=False)
+SURVEY = Access(
+    2, reads_grad=False, reads_param=False, moves_param=False, moves_states=False, emits=True
+)
 
 
 class AvaGrad(FusedOptimizer):
@@ -48,6 +50,8 @@ class AvaGrad(FusedOptimizer):
 
     rule = "avagrad"
     constants = ("released",)
+    passes = (Access(emits=True),)
+    counted = True
     hypers = (
         "lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay",
         "skip_zero_second_moment",
@@ -87,7 +91,6 @@ class AvaGrad(FusedOptimizer):
                 f"all of them. Use one form, or an optimizer for each."
             )
         for g, group in enumerate(groups):
-            checks.held_whole(self.where(g), f"{type(self).__name__}'s mean", group["params"])
             if "eta_sq_sum" in group:
                 checks.kept_sums(self.where(g), "eta_sq_sum", group["eta_sq_sum"])
         released = groups[0]["form"] == "released"

@@ -27,10 +27,12 @@ def hyper_in(
     if type(value) is float and low < value < high:
         return
     if isinstance(value, torch.Tensor):
-        if value.ndim != 0 or value.dtype not in HYPER_DTYPES:
+        wrong = value.ndim != 0 or value.dtype not in HYPER_DTYPES
+        if wrong or shards.is_dtensor(value) or without_memory(value):
             raise ValueError(
-                f"{where}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; kernels "
-                f"read 0-d float32 or float64 tensors. Pass a float or such a tensor."
+                f"{where}: {name} is a {type(value).__name__} of dtype {value.dtype} and shape "
+                f"{tuple(value.shape)} on {value.device}; kernels read 0-d float32 or float64 "
+                f"tensors with memory of their own. Pass a float or such a tensor."
             )
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -178,17 +180,21 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"{where} has shape {tuple(p.shape)} on {p.device} and a gradient of shape "
             f"{tuple(g.shape)} on {g.device}. Recompute it (`optimizer.zero_grad()`, backward)."
         )
-    _distributed_like(where, "has as gradient", g, p)
+    _distributed_like(where, "has as gradient", g, p, "Compute it from the parameter.")
+    if shards.alike(g, p) and shards.local(g).shape != shards.local(p).shape:
+        raise ValueError(
+            f"{where} is a DTensor of which this process holds {tuple(shards.local(p).shape)}, and "
+            f"{tuple(shards.local(g).shape)} of its gradient. Cut both alike."
+        )
 
 
-def _distributed_like(where: str, what: str, t: torch.Tensor, p: torch.Tensor) -> None:
+def _distributed_like(where: str, what: str, t: torch.Tensor, p: torch.Tensor, remedy: str) -> None:
     """Require that a tensor lies on its parameter's mesh of devices, or neither is on any."""
     on, mesh = shards.mesh_of(t), shards.mesh_of(p)
     if on != mesh:
         raise ValueError(
             f"{where} is {'no DTensor' if mesh is None else f'a DTensor on {mesh}'} and {what} "
-            f"{'a tensor that is none' if on is None else f'a DTensor on {on}'}. Distribute it as "
-            f"the parameter is (`distribute_tensor`; torch.distributed.checkpoint loads so)."
+            f"{'a tensor that is none' if on is None else f'a DTensor on {on}'}. {remedy}"
         )
 
 
@@ -201,7 +207,14 @@ def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{where} {what} {value!r}, which is not a tensor. {remedy}")
     _plain(where, what, value)
-    _distributed_like(where, what, value, torch.empty(()) if scalar else p)
+    if scalar and shards.is_dtensor(value):
+        raise ValueError(
+            f"{where} {what} a DTensor, where each process keeps a number of its own. Pass a 0-d "
+            f"tensor (`t.full_tensor()`)."
+        )
+    if not scalar:
+        remedy = "Distribute it as the parameter is (torch.distributed.checkpoint loads so)."
+        _distributed_like(where, what, value, p, remedy)
     real = value.dtype in PARAM_DTYPES or (scalar and value.dtype in COUNT_DTYPES)
     if is_sparse(value) or not real:
         raise ValueError(
@@ -260,14 +273,28 @@ def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:
             )
 
 
-def held_whole(where: str, what: str, params: list[torch.Tensor]) -> None:
-    """Require parameters of which every process holds all elements."""
-    for k, p in enumerate(params):
-        if shards.axes(p):
+def spread_alike(what: str, segments: list[int], axes: list[tuple]) -> None:
+    """Require that the parameters of every segment, whose squares are summed, are cut along the
+    same axes of a mesh, if they are cut."""
+    first: dict[int, int] = {}
+    for i, (segment, along) in enumerate(zip(segments, axes, strict=True)):
+        k = first.setdefault(segment, i)
+        if along != axes[k]:
             raise NotImplementedError(
-                f"{where}, parameter {k} is a DTensor with placements {p.placements}; {what} over "
-                f"parameters that are spread over processes is not supported. Use another "
-                f"algorithm, or keep the parameters whole on every process."
+                f"{what} sums over parameters {k} and {i} (counted through all groups) together, "
+                f"which are distributed over processes in different ways; that is not supported. "
+                f"Distribute them alike, or use an optimizer for each."
+            )
+
+
+def have_place(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
+    """Require that this process is on the meshes of all parameters."""
+    for where, p in entries:
+        if not shards.has_place(p):
+            raise NotImplementedError(
+                f"{where} lies on {p.device_mesh}, of which this process is not a part; {what} "
+                f"takes a norm over it that this process cannot know. Give each process the "
+                f"parameters that it has a part of."
             )
 
 
@@ -279,8 +306,11 @@ def max_grad_norm(where: str, value) -> None:
 
 def amp_tensor(name: str, value) -> None:
     """Require None or one number in a tensor, as ``torch.amp.GradScaler`` sets it."""
-    if value is not None and not (isinstance(value, torch.Tensor) and value.numel() == 1):
+    if value is None:
+        return
+    one = isinstance(value, torch.Tensor) and value.numel() == 1
+    if not one or shards.is_dtensor(value):
         raise TypeError(
-            f"optimizer.{name} is {value!r}; a step takes None or a tensor of one element, which "
-            f"torch.amp.GradScaler sets. Pass such a tensor."
+            f"optimizer.{name} is {value!r}; a step takes None or a plain tensor of one element, "
+            f"which torch.amp.GradScaler sets. Pass such a tensor."
         )

@@ -40,7 +40,7 @@ class LAMB(FusedOptimizer):
     rule = "lamb"
     hypers = ("lr", "beta1", "beta2", "eps", "weight_decay", "exp_avg_is_bfloat16")
     passes = (
-        Access(0, moves_param=False),
+        Access(0, moves_param=False, emits=True),
         Access(1, reads_grad=False, moves_states=False),
     )
     sums = 2

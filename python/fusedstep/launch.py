@@ -44,6 +44,7 @@ class Access(NamedTuple):
     reads_param: bool = True
     moves_param: bool = True
     moves_states: bool = True
+    emits: bool = False  # adds to sums
 
 
 class Pass(NamedTuple):
@@ -51,6 +52,7 @@ class Pass(NamedTuple):
 
     rule: str
     variant: int
+    emits: bool = False
     sums: Sums | None = None
     segment: torch.Tensor | None = None  # [N] int64, where there are sums
 
@@ -161,9 +163,9 @@ class Launch:
         grad, hyper, source = table.split([len(self.entries), size, size])
         return grad, hyper.view(torch.float64).view(shape), source.view(shape)
 
-    def plan_pass(self, rule: str, variant: int, sums: Sums | None) -> Pass:
+    def plan_pass(self, rule: str, variant: int, access: Access, sums: Sums | None) -> Pass:
         segment = None if sums is None else self._int64(sums.segments[self.index])
-        return Pass(rule, variant, sums, segment)
+        return Pass(rule, variant | access.variant, access.emits, sums, segment)
 
     def fields(self, work: Pass) -> dict[str, int]:
         """The native ``Launch`` struct's members for a pass, as integers."""

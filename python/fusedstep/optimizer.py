@@ -51,6 +51,7 @@ class FusedOptimizer(KeepsState):
     constant_states: ClassVar[tuple[str, ...]] = ()  # made once and only read; they come last
     passes: ClassVar[tuple[Access, ...]] = (Access(),)  # over memory, in one step
     sums: ClassVar[int] = 0  # sums of squares per segment of the parameters
+    counted: ClassVar[bool] = False  # the last is a count; where it is 0, sums stay
     survey: ClassVar[Access | None] = None  # the pass that brings the sums a step starts from
 
     _step_supports_amp_scaling = True
@@ -139,7 +140,8 @@ class FusedOptimizer(KeepsState):
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
     @with_hooks
     def step(self, closure=None):
-        """Update all parameters that have a gradient; a step happens whole or not at all.
+        """Update all parameters that have a gradient; a step happens whole or not at all, unless
+        processes that share parameters fail to communicate within it.
 
         Args:
             closure: reevaluates the model and returns the loss; optional.

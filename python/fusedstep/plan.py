@@ -15,7 +15,7 @@ import torch
 
 from . import checks, shards, state_tensors
 from .backends import Backend, choose
-from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
+from .launch import DTYPE_CODES, Access, Entry, Kind, Launch, Pass
 from .sparse import Touched
 from .state_tensors import Slot
 from .sums import Norm, Sums
@@ -28,16 +28,17 @@ GRAD_NORM = "grad_norm"  # the rule whose sum is the squared norm of all gradien
 OWN_HYPERS = 2  # maximize, max_grad_norm
 
 
-class Round(NamedTuple):
+class Round:
     """What runs over all launches before the next begins."""
 
-    works: list[tuple[Backend, Launch, Pass]]
-    sums: list[Sums] = []  # that other processes have a share in, and what follows reads
+    def __init__(self, works: list[tuple[Backend, Launch, Pass]]):
+        self.works = works
+        self._sums = list(dict.fromkeys(work.sums for _, _, work in works if work.emits))
 
     def run(self) -> None:
         for backend, launch, work in self.works:
             backend.apply(launch, work)
-        for sums in self.sums:
+        for sums in self._sums:
             sums.join()
 
 
@@ -73,14 +74,14 @@ class Plan:
             places = [places.get(i, 0) for i in range(len(codes))]
             self._gatherer = gatherer(self._params, codes, places, self._fixed)
 
-        def works(passes: Iterable[Pass | None]) -> list[tuple[Backend, Launch, Pass]]:
+        def round_of(passes: Iterable[Pass | None]) -> Round:
             pairs = zip(launches, passes, strict=True)
-            return [(backends[launch.device], launch, p) for launch, p in pairs if p is not None]
+            on = ((backends[launch.device], launch, work) for launch, work in pairs)
+            return Round([works for works in on if works[2] is not None])
 
-        self._survey = Round(works(launch.survey for launch in launches))
+        self._survey = round_of(launch.survey for launch in launches)
         passes = zip(*(launch.passes for launch in launches), strict=True)
-        *first, last = works(launch.norm for launch in launches), *map(works, passes)
-        self._rounds = [*(Round(done, _spread(done)) for done in first), Round(last)]
+        self._rounds = [round_of(launch.norm for launch in launches), *map(round_of, passes)]
 
     def rounds(self, survey: bool) -> list[Round]:
         """What to run, in order."""
@@ -140,10 +141,12 @@ class Plan:
             if g is None or i in self.touched:
                 continue
             p = self._params[i]
-            if shards.mesh_of(g) != shards.mesh_of(p):
-                return False
-            g = grads[i] = shards.local(shards.like(g, p))
-            p = shards.local(p)
+            if not shards.alike(g, p):
+                if shards.mesh_of(g) != shards.mesh_of(p):
+                    return False
+                g = g.redistribute(p.device_mesh, p.placements)
+            g, p = shards.local(g), shards.local(p)
+            grads[i] = g
             if checks.is_sparse(g) or checks.without_memory(g):
                 return False
             if (g.dtype, g.shape, g.device) != (self._dtypes[i], p.shape, p.device):
@@ -182,6 +185,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make missing states, then the tables."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     numels = [shards.local(p).numel() for p in params]
+    axes = [shards.axes(p) for p in params]
     planned: list[tuple[int, str, torch.Tensor, _Alike, list[str]]] = []
     known: dict[tuple[int, torch.dtype], _Alike] = {}
     i = -1
@@ -208,10 +212,11 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     if segments:
         name = type(optimizer).__name__
         checks.one_device(name, [(segments[i], p) for i, _, p, *_ in planned])
+        checks.spread_alike(name, segments, axes)
     if optimizer.clips():
         checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
+        checks.have_place("max_grad_norm", [(where, p) for _, where, p, *_ in planned])
 
-    axes = [shards.axes(p) for p in params]
     slots = Sums.slots(numels)
     touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}
     kinds: dict[Kind, list[Entry]] = {}
@@ -230,8 +235,11 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         sums = norm = None
         if optimizer.sums:
             totals = optimizer.segment_totals(device)
-            of_segments = list(dict(zip(segments, axes, strict=True)).values())
-            sums = Sums(optimizer.sums, numels, segments, indices, device, totals, of_segments)
+            of_segments = list(dict(zip(segments, axes, strict=True)).values())  # alike in each
+            sums = Sums(
+                optimizer.sums, numels, segments, indices, device,
+                totals=totals, axes=of_segments, counted=optimizer.counted,
+            )  # fmt: skip
         if optimizer.clips():
             norm = Norm(numels, axes, indices, device)
         for launch in here:
@@ -271,19 +279,12 @@ def _plan_passes(
 ) -> None:
     variant = launch.kind.variant
     launch.passes = [
-        launch.plan_pass(optimizer.rule, variant | access.variant, sums)
-        for access in optimizer.passes
+        launch.plan_pass(optimizer.rule, variant, access, sums) for access in optimizer.passes
     ]
     if optimizer.survey is not None:
-        launch.survey = launch.plan_pass(optimizer.rule, variant | optimizer.survey.variant, sums)
+        launch.survey = launch.plan_pass(optimizer.rule, variant, optimizer.survey, sums)
     if norm is not None:
-        launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
-
-
-def _spread(works: list[tuple[Backend, Launch, Pass]]) -> list[Sums]:
-    """The sums of passes over tensors that are spread over processes, each once."""
-    sums = dict.fromkeys(work.sums for _, _, work in works if work.sums is not None)
-    return [found for found in sums if found.is_spread]
+        launch.norm = launch.plan_pass(GRAD_NORM, 0, Access(emits=True), norm)
 
 
 def _lists(optimizer: FusedOptimizer) -> list[list[torch.Tensor]]:

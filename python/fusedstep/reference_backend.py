@@ -80,7 +80,7 @@ def _finish_sums(launch: Launch, sums: Sums, counted: bool) -> None:
             with np.errstate(all="ignore"):
                 found = [float(tree(x)) for x in sums.partial[:, begin:end].cpu().numpy()]
             if not counted or found[-1] != 0:
-                sums.totals[segment].copy_(torch.tensor(found, dtype=torch.float64))
+                sums.results[segment].copy_(torch.tensor(found, dtype=torch.float64))
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,13 +23,12 @@ def mesh_of(t: torch.Tensor):
     return t.device_mesh if is_dtensor(t) else None
 
 
-@torch.no_grad()
 def local(t: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that this process holds; all of it, where it is no DTensor."""
     if not is_dtensor(t):
         return t
-    part = t.to_local()
-    return part if type(part) is torch.Tensor else part.wait()  # a collective's, under way
+    part = t._local_tensor  # to_local() takes 30 times as long
+    return part if type(part) is torch.Tensor else getattr(part, "wait", lambda: part)()
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -38,25 +37,32 @@ def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return mesh == mesh_of(b) and (mesh is None or a.placements == b.placements)
 
 
-def like(t: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """A tensor distributed as ``p`` is, on the same mesh; communicates where it is not yet."""
-    return t if alike(t, p) else t.redistribute(p.device_mesh, p.placements)
-
-
 class Axis(NamedTuple):
     """A dimension of a ``DeviceMesh``: of its processes, each has another part of a tensor."""
 
     mesh: object
     dim: int
 
-    def add(self, sums: torch.Tensor) -> None:
-        """Replace what each process has summed over its parts by the sum over all of them."""
-        torch.distributed.all_reduce(sums, group=self.mesh.get_group(self.dim))
+    def group(self) -> object:
+        """The ``ProcessGroup``; raises where there is none for this process."""
+        return self.mesh.get_group(self.dim)
+
+    def order(self) -> tuple[int, list[int]]:
+        """A key that sorts axes alike in all processes, those of one mesh by dimension."""
+        return self.dim, torch.distributed.get_process_group_ranks(self.group())
+
+
+def has_place(t: torch.Tensor) -> bool:
+    """Whether this process is on the tensor's mesh, if it has one."""
+    mesh = mesh_of(t)
+    return mesh is None or mesh.get_coordinate() is not None
 
 
 def axes(t: torch.Tensor) -> tuple[Axis, ...]:
-    """The dimensions of its mesh that a tensor is cut along; none where it is no DTensor."""
-    if not is_dtensor(t):
+    """Along which axes other processes have other parts of a tensor that this one has a part of."""
+    mesh = mesh_of(t)
+    if mesh is None or not has_place(t):
         return ()
-    cut = [dim for dim, placement in enumerate(t.placements) if not placement.is_replicate()]
-    return tuple(Axis(t.device_mesh, dim) for dim in cut)
+    placements = enumerate(t.placements)
+    cut = [dim for dim, at in placements if not at.is_replicate() and mesh.size(dim) > 1]
+    return tuple(Axis(mesh, dim) for dim in cut)

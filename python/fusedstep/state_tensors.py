@@ -95,7 +95,8 @@ def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torc
     value = torch.as_tensor(value)
     if slot.scalar:
         return value.reshape(()).to(p.device, slot.dtype, copy=copy)
-    value = shards.like(value, p)
+    if not shards.alike(value, p):
+        value = value.redistribute(p.device_mesh, p.placements)
     like = (value.dtype, value.device) == (slot.dtype, p.device)
     like = like and checks.same_layout(shards.local(p), shards.local(value))
     return value if like and not copy else torch.empty_like(p, dtype=slot.dtype).copy_(value)

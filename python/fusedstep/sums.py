@@ -7,6 +7,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from .shards import Axis
 
@@ -29,13 +30,15 @@ class Sums:
         numels: elements of every parameter of the optimizer.
         segments: the segment of every parameter, 0, 1, ... in order.
         planned: indices of the parameters that launches on ``device`` serve.
-        totals: float64 ``[K]`` per segment, where the results go; None: own memory, from 0.
-        axes: of every segment, along which its tensors are spread over processes, if any is; they
-            need own memory.
+        totals: float64 ``[K]`` per segment, what kernels read; None: own memory, from 0.
+        axes: of every segment, along which its tensors are spread over processes, if any is.
+        counted: the last sum is a count; where it is 0, a segment's totals stay.
 
     Attributes:
         partial: ``[K, slots]`` float64.
-        begin: ``[S + 1]``, chunks: ``[S]`` that one step brings, address: ``[S]`` of totals; int64.
+        results: as totals, what kernels write; the same, where no other process has a share.
+        begin: ``[S + 1]``, chunks: ``[S]`` that one step brings; int64.
+        address, result_address: ``[S]`` int64, of totals and results.
         arrived: ``[S]`` int32, chunks of the step under way.
     """
 
@@ -46,28 +49,43 @@ class Sums:
         segments: Sequence[int],
         planned: Sequence[int],
         device: torch.device,
+        *,
         totals: list[torch.Tensor] | None = None,
         axes: Sequence[tuple[Axis, ...]] = (),
+        counted: bool = False,
     ):
         counts, segments = chunk_counts(numels), np.asarray(segments, dtype=np.int64)
         planned = np.asarray(planned, dtype=np.int64)
         size = int(segments.max(initial=-1)) + 1
         per_segment = np.bincount(segments, counts, size).astype(np.int64)
         chunks = np.bincount(segments[planned], counts[planned], size).astype(np.int64)
-        self.count, self.device = count, device
+        self.count, self.device, self._counted = count, device, counted
         self.segments = segments
         self.partial = torch.zeros((count, int(counts.sum())), dtype=torch.float64, device=device)
         self.begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
         self.chunks = torch.from_numpy(chunks).to(device)
         self.arrived = torch.zeros(size, dtype=torch.int32, device=device)
-        self._own = None if totals else torch.zeros((size, count), dtype=torch.float64).to(device)
-        self.totals = totals = totals or list(self._own)
-        spread: dict[tuple[Axis, ...], list[int]] = {}
-        for segment, along in enumerate(axes):
-            spread.setdefault(along, []).append(segment)
-        spread.pop((), None)
-        self._spread = {along: torch.tensor(s, device=device) for along, s in spread.items()}
-        self.address = torch.tensor([t.data_ptr() for t in totals], dtype=torch.int64).to(device)
+        if totals is None:
+            totals = list(torch.zeros((size, count), dtype=torch.float64, device=device))
+        self.totals, self.results = totals, list(totals)
+        shared = [segment for segment, along in enumerate(axes) if along]
+        self._mine = torch.zeros((len(shared), count), dtype=torch.float64, device=device)
+        for segment, result in zip(shared, self._mine, strict=True):
+            self.results[segment] = result
+        self._joined = [totals[segment] for segment in shared]
+        members: dict[Axis, list[int]] = {}
+        for i, segment in enumerate(shared):
+            for axis in axes[segment]:
+                members.setdefault(axis, []).append(i)
+        # in an order that is the same everywhere, or processes would wait for each other
+        self._groups = [
+            (axis.group(), torch.tensor(members[axis]).to(device))
+            for axis in sorted(members, key=Axis.order)
+        ]
+        self.address, self.result_address = map(self._addresses, (self.totals, self.results))
+
+    def _addresses(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64).to(self.device)
 
     @staticmethod
     def slots(numels: Sequence[int]) -> np.ndarray:
@@ -75,19 +93,19 @@ class Sums:
         counts = chunk_counts(numels)
         return np.cumsum(counts) - counts
 
-    @property
-    def is_spread(self) -> bool:
-        """Whether other processes have a share in a sum."""
-        return bool(self._spread)
-
     def join(self) -> None:
-        """Add what other processes have summed, each over the parts that it holds."""
-        for along, segments in self._spread.items():
-            sums, chunks = self._own[segments], self.chunks[segments, None]
-            sums = sums.where(chunks > 0, 0.0)  # of no element, no kernel makes a sum
-            for axis in along:
-                axis.add(sums)
-            self._own[segments] = sums
+        """Make totals of the results of all processes, each of the parts that it holds."""
+        if not self._joined:
+            return
+        sums = self._mine.clone()
+        self._mine.zero_()  # what no kernel writes, where there is no element, has no share
+        for group, rows in self._groups:
+            part = sums[rows]
+            dist.all_reduce(part, group=group)
+            sums[rows] = part
+        if self._counted:
+            sums = sums.where(sums[:, -1:] > 0, torch.stack(self._joined))
+        torch._foreach_copy_(self._joined, list(sums))
 
     def fields(self) -> dict[str, int]:
         """The native ``Launch`` struct's members, as integers."""
@@ -97,6 +115,7 @@ class Sums:
             "segment_begin": self.begin.data_ptr(),
             "segment_chunks": self.chunks.data_ptr(),
             "segment_sums": self.address.data_ptr(),
+            "segment_result": self.result_address.data_ptr(),
             "arrived": self.arrived.data_ptr(),
         }
 

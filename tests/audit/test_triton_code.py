@@ -71,7 +71,7 @@ def compile_kernel(name: str, folder: Path) -> None:
     sums = {
         "partial": "*fp64", "slots": "i32", "slot": "*i64", "segment": "*i64",
         "segment_begin": "*i64", "segment_chunks": "*i64", "segment_sums": "*i64",
-        "arrived": "*i32",
+        "segment_result": "*i64", "arrived": "*i32",
     }  # fmt: skip
     if not constants["SUMS"]:
         constants |= dict.fromkeys(sums)

@@ -87,6 +87,7 @@ class Model {
     launch.segment_begin = segment_begin_;
     launch.segment_chunks = segment_chunks_;
     launch.segment_sums = segment_sums_;
+    launch.segment_result = segment_sums_;
     launch.arrived = arrived_;
     launch.grad_norm_sq = scaled ? &grad_norm_sq_ : nullptr;
     launch.chunks = std::int64_t(chunk_.size());
