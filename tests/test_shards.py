@@ -24,7 +24,7 @@ LAYOUTS = [Shard(0)], [Shard(0)], [Shard(0)], [Replicate()]
 WITHOUT_SUMS = [cls for cls in CLASSES if not cls.sums]
 
 
-def spawn(function, *args, world=2, patience=120):
+def spawn(function, *args, world=2, patience=300):
     """Run a function in processes of one group; raise what one of them raised."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     arguments = (world, store.port, function, args)
