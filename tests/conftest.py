@@ -14,8 +14,10 @@ if emulation.SANITIZERS:
     sys.modules["fusedstep._native"] = emulation.load()
 
 import pytest
+import torch.distributed as dist
 from fusedstep import testing
 from fusedstep.backends import BACKENDS, CpuBackend, CudaBackend, available_backends
+from torch.distributed.device_mesh import init_device_mesh
 
 
 class EmulatedCuda(CudaBackend):
@@ -86,3 +88,11 @@ def device(backend) -> str:
 @pytest.fixture(params=testing.CASES, ids=lambda case: case.id)
 def case(request) -> testing.Case:
     return request.param
+
+
+@pytest.fixture
+def alone():
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()

@@ -27,12 +27,15 @@ def hyper_in(
     if type(value) is float and low < value < high:
         return
     if isinstance(value, torch.Tensor):
-        wrong = value.ndim != 0 or value.dtype not in HYPER_DTYPES
-        if wrong or shards.is_dtensor(value) or without_memory(value):
+        if value.ndim != 0 or value.dtype not in HYPER_DTYPES:
             raise ValueError(
-                f"{where}: {name} is a {type(value).__name__} of dtype {value.dtype} and shape "
-                f"{tuple(value.shape)} on {value.device}; kernels read 0-d float32 or float64 "
-                f"tensors with memory of their own. Pass a float or such a tensor."
+                f"{where}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; kernels "
+                f"read 0-d float32 or float64 tensors. Pass a float or such a tensor."
+            )
+        if shards.is_dtensor(value) or without_memory(value):
+            raise ValueError(
+                f"{where}: {name} is a {type(value).__name__} on {value.device}, without memory of "
+                f"its own, which kernels cannot read. Pass a float or a plain 0-d tensor."
             )
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -270,31 +273,6 @@ def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:
             raise NotImplementedError(
                 f"{what} takes a norm over parameters on {devices[segment]} and {p.device}, which "
                 f"is not supported. Keep them on one device, or use an optimizer for each device."
-            )
-
-
-def spread_alike(what: str, segments: list[int], axes: list[tuple]) -> None:
-    """Require that the parameters of every segment, whose squares are summed, are cut along the
-    same axes of a mesh, if they are cut."""
-    first: dict[int, int] = {}
-    for i, (segment, along) in enumerate(zip(segments, axes, strict=True)):
-        k = first.setdefault(segment, i)
-        if along != axes[k]:
-            raise NotImplementedError(
-                f"{what} sums over parameters {k} and {i} (counted through all groups) together, "
-                f"which are distributed over processes in different ways; that is not supported. "
-                f"Distribute them alike, or use an optimizer for each."
-            )
-
-
-def have_place(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
-    """Require that this process is on the meshes of all parameters."""
-    for where, p in entries:
-        if not shards.has_place(p):
-            raise NotImplementedError(
-                f"{where} lies on {p.device_mesh}, of which this process is not a part; {what} "
-                f"takes a norm over it that this process cannot know. Give each process the "
-                f"parameters that it has a part of."
             )
 
 

@@ -212,10 +212,10 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     if segments:
         name = type(optimizer).__name__
         checks.one_device(name, [(segments[i], p) for i, _, p, *_ in planned])
-        checks.spread_alike(name, segments, axes)
+        shards.check_segments(name, segments, axes)
     if optimizer.clips():
         checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
-        checks.have_place("max_grad_norm", [(where, p) for _, where, p, *_ in planned])
+        shards.check_place("max_grad_norm", [(where, p) for _, where, p, *_ in planned])
 
     slots = Sums.slots(numels)
     touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}

@@ -1,0 +1,127 @@
+"""DTensors that a step cannot take: one clear error each, or they are left alone."""
+
+import fusedstep
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+from tests.distributed import (
+    distribute,
+    give_parts,
+    spawn,
+    with_gradients,
+)
+
+
+def a_mean_over_parts_and_wholes_is_refused():
+    whole = with_gradients((4,), (3,))
+    params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)], None])
+    give_parts(params, whole)
+    for cls in (fusedstep.AvaGrad, fusedstep.AvaGradW):
+        with pytest.raises(NotImplementedError, match="parameters 0 and 1 .* in different ways"):
+            cls(params).step()
+
+
+def test_a_mean_over_parts_and_wholes_is_refused():
+    spawn(a_mean_over_parts_and_wholes_is_refused)
+
+
+def processes_need_not_be_on_a_mesh():
+    whole = with_gradients((4,))
+    mesh = DeviceMesh("cpu", [0])
+    params = distribute(whole, mesh, [[Shard(0)]])
+    give_parts(params, whole)
+    fusedstep.LAMB(params, max_grad_norm=None).step()
+    clipping = fusedstep.AdamW(params, max_grad_norm=1.0)
+    if dist.get_rank() == 0:
+        clipping.step()
+    else:
+        with pytest.raises(NotImplementedError, match="of which this process is not a part"):
+            clipping.step()
+
+
+def test_processes_need_not_be_on_a_mesh():
+    spawn(processes_need_not_be_on_a_mesh)
+
+
+class Packed(torch.Tensor):
+    """A tensor whose elements only its own code can read, as quantized weights are."""
+
+    @staticmethod
+    def __new__(cls, packed):
+        return torch.Tensor._make_wrapper_subclass(cls, packed.shape, dtype=torch.float32)
+
+    def __init__(self, packed):
+        self.packed = packed
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        packed = [x.packed if isinstance(x, Packed) else x for x in args]
+        result = function(*packed, **(kwargs or {}))
+        return cls(result) if isinstance(result, torch.Tensor) else result
+
+
+def test_parts_that_no_kernel_can_read(alone):
+    packed = DTensor.from_local(Packed(torch.ones(4)), alone, [Shard(0)])
+    frozen = torch.nn.Parameter(packed, requires_grad=False)
+    (p,) = with_gradients((4,))
+    before = p.detach().clone()
+    fusedstep.AdamW([frozen, p], max_grad_norm=1.0).step()
+    assert not torch.equal(p, before)
+    trained = torch.nn.Parameter(packed)
+    trained.grad = DTensor.from_local(torch.ones(4), alone, [Shard(0)])
+    with pytest.raises(ValueError, match="parameter 0 is a DTensor on cpu without memory"):
+        fusedstep.AdamW([trained, p]).step()
+
+
+def test_gradients_are_cut_as_their_parameters(alone):
+    p = torch.nn.Parameter(
+        DTensor.from_local(torch.ones(3), alone, [Shard(0)], shape=(4,), stride=(1,))
+    )
+    p.grad = DTensor.from_local(torch.ones(4), alone, [Shard(0)])
+    with pytest.raises(ValueError, match=r"process holds \(3,\), and \(4,\) of its gradient"):
+        fusedstep.AdamW([p]).step()
+
+
+def test_numbers_are_not_distributed(alone):
+    params = with_gradients((4,))
+    number = distribute_tensor(torch.tensor(0.5), alone, [Replicate()])
+    with pytest.raises(ValueError, match="lr is a DTensor on cpu, without memory of its own"):
+        fusedstep.AdamW(params, lr=number).step()
+    optimizer = fusedstep.AdamW(params)
+    optimizer.found_inf = number
+    with pytest.raises(TypeError, match="a step takes None or a plain tensor"):
+        optimizer.step()
+    optimizer = fusedstep.AdamW(params)
+    optimizer.state[params[0]]["step"] = number
+    with pytest.raises(ValueError, match="state step a DTensor, where .* Pass a 0-d tensor"):
+        optimizer.step()
+
+
+def test_summands_are_no_parameters(alone):
+    p = torch.nn.Parameter(DTensor.from_local(torch.ones(4), alone, [Partial()]))
+    p.grad = p.detach().clone()
+    with pytest.raises(ValueError, match=r"parameter 0 is a DTensor with placements .*Partial"):
+        fusedstep.AdamW([p]).step()
+
+
+def test_a_state_that_is_not_distributed_is_refused(alone):
+    whole = with_gradients((4,))
+    params = distribute(whole, alone, [[Shard(0)]])
+    give_parts(params, whole)
+    optimizer = fusedstep.AdamW(params)
+    optimizer.state[params[0]]["exp_avg"] = torch.zeros(4)
+    before = params[0].full_tensor().clone()
+    with pytest.raises(ValueError, match="is a DTensor on .* state exp_avg a tensor that is none"):
+        optimizer.step()
+    assert torch.equal(params[0].full_tensor(), before)
+
+
+def test_a_plain_parameter_takes_no_distributed_state(alone):
+    params = with_gradients((4,))
+    optimizer = fusedstep.AdamW(params)
+    optimizer.state[params[0]]["exp_avg"] = distribute_tensor(torch.zeros(4), alone, [Shard(0)])
+    with pytest.raises(ValueError, match="is no DTensor and has as state exp_avg a DTensor on"):
+        optimizer.step()
