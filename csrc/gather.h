@@ -130,7 +130,8 @@ class Gatherer {
     if (grad == Py_None) return true;
     if (is_dtensor(grad) != planned.distributed) return false;
     // One description says that both are cut alike; whether two do takes Python to find out.
-    if (planned.distributed && !attribute(grad, "_spec").is(attribute(planned.param, "_spec")))
+    if (planned.distributed &&
+        !pybind11::getattr(grad, spec_).is(pybind11::getattr(planned.param, spec_)))
       return false;
     const pybind11::object part = held(planned, grad);
     const dlpack::Tensor gradient = view(part.ptr());
@@ -160,12 +161,13 @@ class Gatherer {
            PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(dtensor_type_.ptr()));
   }
   // Of a DTensor, the part that this process holds.
-  static pybind11::object held(const Planned& planned, PyObject* tensor) {
-    if (planned.distributed) return attribute(tensor, "_local_tensor");
+  pybind11::object held(const Planned& planned, PyObject* tensor) const {
+    if (planned.distributed) return pybind11::getattr(tensor, local_tensor_);
     return pybind11::reinterpret_borrow<pybind11::object>(tensor);
   }
-  static pybind11::object attribute(PyObject* object, const char* name) {
-    return pybind11::getattr(object, name);
+  // A name that attributes are found by at once: Python remembers where interned ones lead.
+  static pybind11::object interned(const char* name) {
+    return pybind11::reinterpret_steal<pybind11::object>(PyUnicode_InternFromString(name));
   }
   dlpack::Tensor view(PyObject* tensor) const {
     dlpack::Tensor result;
@@ -187,6 +189,7 @@ class Gatherer {
   }
 
   pybind11::object dtensor_type_;
+  pybind11::object spec_ = interned("_spec"), local_tensor_ = interned("_local_tensor");
   const PyGetSetDef* get_grad_;  // of torch.Tensor.grad, which its type keeps
   pybind11::object is_neg_;      // torch.Tensor.is_neg
   int (*view_)(void*, dlpack::Tensor*);

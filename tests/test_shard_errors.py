@@ -7,12 +7,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from tests.distributed import (
-    distribute,
-    give_parts,
-    spawn,
-    with_gradients,
-)
+from tests.distributed import distribute, give_parts, spawn, with_gradients
 
 
 def a_mean_over_parts_and_wholes_is_refused():

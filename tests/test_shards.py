@@ -25,6 +25,7 @@ from tests.distributed import (
 )
 from tests.training import CLASSES, assert_same, give_gradients, model, stored
 
+# The second process holds nothing of the third tensor, and less than the first of the others.
 SHAPES = (5, 4), (20_001, 3), (1,), (7,)
 LAYOUTS = [Shard(0)], [Shard(0)], [Shard(0)], [Replicate()]
 WITHOUT_SUMS = [cls for cls in CLASSES if not cls.sums]
