@@ -66,7 +66,7 @@ def sanitizer(tool: str) -> Part:
 
 
 def bench(name: str, *words: str) -> Part:
-    return Part([*BENCH, "--out", str(OUT / f"{name}.json"), *words], 90)
+    return Part([*BENCH, "--out", str(OUT / f"{name}.json"), *words], 120)
 
 
 # Parts of one stage run side by side, the stages one after another; what measures runs alone.

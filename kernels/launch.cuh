@@ -25,6 +25,21 @@ __device__ __forceinline__ S* shared_memory() {
 using emulation::shared_memory;
 #endif
 
+// Adds to a count of blocks and returns what it was. What the thread, or its block before a
+// barrier, did before is seen by whoever adds after it.
+__device__ __forceinline__ unsigned add_in_order(unsigned* count, unsigned more) {
+#ifdef __CUDACC__
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(count)), "r"(more)
+               : "memory");
+  return before;
+#else
+  return emulation::add_in_order(count, more);
+#endif
+}
+
 // nullptr on success, else which call failed and why; valid until the thread's next failure.
 inline const char* failure(const char* call, cudaError_t status) {
   static thread_local char text[256];

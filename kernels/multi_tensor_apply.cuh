@@ -14,9 +14,16 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-// Blocks that must fit a multiprocessor: at most 80 registers a thread, or 128.
-template <class T>
-constexpr int kResident = sizeof(T) == sizeof(float) ? 3 : 2;
+// Arrays that are read.
+template <class Rule>
+constexpr int kRead = Rule::kReadsGrad + Rule::kReadsParam + Rule::kStates;
+
+// Blocks that must fit a multiprocessor: at most 80 registers a thread, 128 in float64. The norm
+// reads little and then folds, so that it takes all threads there are, with 32 each.
+template <class Rule>
+constexpr int kResident = sizeof(typename Rule::opmath) == sizeof(double) ? 2
+                          : kRead<Rule> == 1                              ? 8
+                                                                          : 3;
 
 // Whether a block takes its ticket before it works.
 template <class Rule>
@@ -157,11 +164,11 @@ struct Lanes {
 // its own: in one loop the compiler would take all stores apart.
 template <class Rule>
 __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue<Rule>& now,
-                                            typename Rule::opmath scale, const Chunk& chunk,
-                                            std::int64_t begin, int n) {
+                                            typename Rule::opmath scale, std::int64_t tensor,
+                                            std::int64_t begin, int n, const Place* place) {
   using T = typename Rule::opmath;
   constexpr int kStride = kThreads * kUnit<T>;
-  const Columns<Rule> columns(launch, chunk.tensor);
+  const Columns<Rule> columns(launch, tensor);
   const int whole = columns.aligned ? n / kStride * kStride : 0;
   const std::int64_t own = begin + int(threadIdx.x) * kUnit<T>;
   Lanes<Rule> lanes;
@@ -192,14 +199,13 @@ __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue
   }
   if constexpr (Rule::kEmits)
     for (int k = 0; k < Rule::kSums; ++k)
-      store_partial(launch, chunk, k, fold_block<kUnit<T>>(lanes.lane[k]));
+      store_partial(launch, *place, k, fold_block<kUnit<T>>(lanes.lane[k]));
 }
 
 // Thread 0 takes a ticket when it has read counts, carried scalars and sums for its block: the
 // block with the last one may overwrite them. A rule that emits sums has first to store its own.
 __device__ __forceinline__ unsigned take_ticket(const Launch& launch) {
-  __threadfence();
-  return atomicAdd(launch.ticket, 1u);
+  return add_in_order(launch.ticket, 1u);
 }
 
 template <class Rule>
@@ -208,17 +214,17 @@ __device__ __forceinline__ void advance_all(const Launch& launch, unsigned ticke
   if (threadIdx.x == 0) *last = ticket == gridDim.x - 1;
   __syncthreads();
   if (!*last) return;
-  __threadfence();
   for (std::int64_t i = threadIdx.x; i < launch.tensors; i += kThreads)
     if (advances<Rule>(launch, i)) advance(launch, i, prologue<Rule>(launch, i));
   if (threadIdx.x == 0) *launch.ticket = 0;
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kResident<typename Rule::opmath>)
+__global__ void __launch_bounds__(kThreads, kResident<Rule>)
     apply_kernel(const __grid_constant__ Launch launch) {
   using T = typename Rule::opmath;
   Prologue<Rule>* shared = shared_memory<Prologue<Rule>, 1>();
+  Place* place = Rule::kEmits ? shared_memory<Place, 1>() : nullptr;
   if (skipped(launch)) return;
   const bool first = threadIdx.x == 0;
   unsigned ticket = 0;
@@ -229,15 +235,20 @@ __global__ void __launch_bounds__(kThreads, kResident<typename Rule::opmath>)
     const std::int64_t begin = chunk.index * kChunk + blockIdx.x % pieces * size;
     const std::int64_t left = launch.numel[chunk.tensor] - begin;
     const bool works = serves<Rule>(launch, chunk.tensor) && left > 0;
+    // Another thread, so that neither waits for the other's memory.
+    if (Rule::kEmits && threadIdx.x == kThreads - 1) *place = place_of(launch, chunk);
     if (first && works) *shared = prologue<Rule>(launch, chunk.tensor);
     if (first && kEarlyTicket<Rule>) ticket = take_ticket(launch);
     if (works) {
       const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
-      apply_piece<Rule>(launch, *shared, scale, chunk, begin, int(left < size ? left : size));
-    } else if constexpr (Rule::kEmits && !Rule::kKeepsAbsent) {
-      for (int k = 0; k < Rule::kSums; ++k) store_partial(launch, chunk, k, 0.0);
+      apply_piece<Rule>(launch, *shared, scale, chunk.tensor, begin, int(left < size ? left : size),
+                        place);
+    } else if constexpr (Rule::kEmits) {
+      __syncthreads();
+      for (int k = 0; k < (Rule::kKeepsAbsent ? 0 : Rule::kSums); ++k)
+        store_partial(launch, *place, k, 0.0);
     }
-    if constexpr (Rule::kEmits) arrive<Rule>(launch, chunk.tensor);
+    if constexpr (Rule::kEmits) arrive<Rule>(launch, *place);
   }
   if constexpr (Rule::kMovesParam) {
     if (first && !kEarlyTicket<Rule>) ticket = take_ticket(launch);

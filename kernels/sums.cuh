@@ -10,25 +10,36 @@ inline namespace FUSEDSTEP_LEVEL {
 
 constexpr int kThreadLanes = kLanes / kThreads;
 
-// The block's lanes folded by halving, in thread 0. A thread holds kThreadLanes of them; lanes
-// that differ in their lowest bits only, kNeighbours of them, stand side by side in one thread.
+// The block's lanes folded by halving. A thread holds kThreadLanes of them; lanes that differ in
+// their lowest bits only, kNeighbours of them, stand side by side in one thread. All threads that
+// hold the first of these fold in one warp, and so on.
 template <int kNeighbours>
 __device__ double fold_block(double* lanes) {
+  constexpr int kWarp = 32, kWarps = kThreads / kWarp;
   double* shared = shared_memory<double, kThreads * kNeighbours>();
-  const int thread = int(threadIdx.x);
+  const int thread = int(threadIdx.x), neighbour = thread / kWarp, column = thread % kWarp;
   fold(lanes, kThreadLanes, kNeighbours);
+  __syncthreads();  // a fold before this one has read its own
 #pragma unroll
-  for (int half = kThreads / 2; half >= 1; half /= 2) {
-    __syncthreads();
-    if (thread >= half && thread < 2 * half)
-      for (int i = 0; i < kNeighbours; ++i) shared[thread * kNeighbours + i] = lanes[i];
-    __syncthreads();
-    if (thread < half)
-      for (int i = 0; i < kNeighbours; ++i)
-        lanes[i] = lanes[i] + shared[(thread + half) * kNeighbours + i];
+  for (int i = 0; i < kNeighbours; ++i) shared[i * kThreads + thread] = lanes[i];
+  __syncthreads();
+  if (neighbour < kNeighbours) {
+    double* own = shared + neighbour * kThreads;
+    double rows[kWarps];
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) rows[i] = own[i * kWarp + column];
+    fold(rows, kWarps, 1);
+#pragma unroll
+    for (int half = kWarp / 2; half >= 1; half /= 2)
+      rows[0] = rows[0] + __shfl_down_sync(~0u, rows[0], half);
+    if (column == 0) own[0] = rows[0];
   }
-  fold(lanes, kNeighbours, 1);
-  return lanes[0];
+  __syncthreads();
+  double sums[kNeighbours];
+#pragma unroll
+  for (int i = 0; i < kNeighbours; ++i) sums[i] = shared[i * kThreads];
+  fold(sums, kNeighbours, 1);
+  return sums[0];
 }
 
 // The sums of a segment whose chunks have all arrived.
@@ -51,27 +62,34 @@ __device__ void sum_segment(const Launch& launch, std::int64_t segment) {
   for (int k = 0; k < Rule::kSums; ++k) result_of(launch, segment)[k] = sums[k];
 }
 
-// Says that a chunk's sums are stored (by thread 0). All threads of the block call it.
-template <class Rule>
-__device__ void arrive(const Launch& launch, std::int64_t tensor) {
-  bool* complete = shared_memory<bool, 2>();
-  const std::int64_t segment = launch.segment[tensor];
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *complete = atomicAdd(&launch.arrived[segment], 1u) + 1 == launch.segment_chunks[segment];
-    __threadfence();
-  }
-  __syncthreads();
-  if (!*complete) return;
-  sum_segment<Rule>(launch, segment);
-  if (threadIdx.x == 0) launch.arrived[segment] = 0;
+// Where a chunk's sums go. It is looked up before the work: after it, nobody hides the wait.
+struct Place {
+  double* partial;  // of the first sum
+  std::int64_t segment, chunks;
+};
+
+__device__ __forceinline__ Place place_of(const Launch& launch, const Chunk& chunk) {
+  const std::int64_t segment = launch.segment[chunk.tensor];
+  return {launch.partial + launch.slot[chunk.tensor] + chunk.index, segment,
+          launch.segment_chunks[segment]};
 }
 
-// The chunk's sum of sort k, stored by thread 0.
-__device__ __forceinline__ void store_partial(const Launch& launch, const Chunk& chunk, int k,
+// Stores a chunk's sum of sort k, which thread 0 has.
+__device__ __forceinline__ void store_partial(const Launch& launch, const Place& place, int k,
                                               double sum) {
+  if (threadIdx.x == 0) place.partial[k * launch.slots] = sum;
+}
+
+// Says that a chunk's sums are stored. All threads of the block call it.
+template <class Rule>
+__device__ void arrive(const Launch& launch, const Place& place) {
+  bool* complete = shared_memory<bool, 2>();
   if (threadIdx.x == 0)
-    launch.partial[k * launch.slots + launch.slot[chunk.tensor] + chunk.index] = sum;
+    *complete = add_in_order(&launch.arrived[place.segment], 1u) + 1 == place.chunks;
+  __syncthreads();
+  if (!*complete) return;
+  sum_segment<Rule>(launch, place.segment);
+  if (threadIdx.x == 0) launch.arrived[place.segment] = 0;
 }
 
 }  // namespace FUSEDSTEP_LEVEL

@@ -31,13 +31,32 @@ struct dim3 {
 namespace emulation {
 
 constexpr unsigned kProcessors = 3;  // blocks that run at the same time
+constexpr unsigned kWarp = 32;
+
+// What the threads of one warp have in common.
+class Warp {
+ public:
+  // The value of the lane `distance` above; the last lanes get their own.
+  double shift_down(unsigned lane, double value, int distance) {
+    values_[lane] = value;
+    barrier_.arrive_and_wait();
+    const double found = values_[lane + distance < kWarp ? lane + distance : lane];
+    barrier_.arrive_and_wait();
+    return found;
+  }
+
+ private:
+  std::barrier<> barrier_{kWarp};
+  double values_[kWarp];
+};
 
 // What the threads of one block have in common.
 class Block {
  public:
-  explicit Block(unsigned threads) : barrier(threads) {}
+  explicit Block(unsigned threads) : barrier(threads), warps(threads / kWarp) {}
 
   std::barrier<> barrier;
+  std::vector<Warp> warps;
 
   // The block's own copy of the variable that `key` stands for.
   void* storage(const void* key, std::size_t bytes) {
@@ -54,6 +73,10 @@ class Block {
 
 inline thread_local Block* block = nullptr;
 
+inline unsigned add_in_order(unsigned* count, unsigned more) {
+  return std::atomic_ref<unsigned>(*count).fetch_add(more);
+}
+
 template <class S, int kCount>
 S* shared_memory() {
   static const char key = 0;
@@ -69,10 +92,10 @@ struct Index {
 inline thread_local emulation::Index threadIdx, blockIdx, gridDim;
 
 inline void __syncthreads() { emulation::block->barrier.arrive_and_wait(); }
-// A host atomicAdd orders everything already; ThreadSanitizer knows no stand-alone fences.
-inline void __threadfence() {}
-inline unsigned atomicAdd(unsigned* address, unsigned value) {
-  return std::atomic_ref<unsigned>(*address).fetch_add(value);
+// Called by all threads of a warp.
+inline double __shfl_down_sync(unsigned, double value, int distance) {
+  return emulation::block->warps[threadIdx.x / emulation::kWarp].shift_down(
+      threadIdx.x % emulation::kWarp, value, distance);
 }
 inline void* __cvta_global_to_generic(std::size_t address) {
   return reinterpret_cast<void*>(address);
