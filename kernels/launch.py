@@ -37,11 +37,9 @@ INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
 # one stage but for the loop that says otherwise
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
 PIECES = 4  # programs that share a chunk
-# blocks of a column that are under way, no two of which share memory; where one column is all
-STAGES, STAGES_OF_ONE = 3, 6
 # of a thread, so that 5 programs fit a multiprocessor, 3 of the larger ones that sum, or 8 of those
-# that read one column and sum; float64 may take more
-REGISTERS, REGISTERS_TO_SUM, REGISTERS_OF_ONE = 96, 80, 32
+# that only sum one column; float64 may take more
+REGISTERS, REGISTERS_TO_SUM, REGISTERS_TO_NORM = 96, 80, 32
 
 
 def facts(rule: str, variant: int) -> dict:
@@ -67,17 +65,7 @@ def constants(launch, work) -> dict:
         "exp_avg_dtype": DTYPES[launch.exp_avg_dtype],
         "masters": bool(launch.master),
         "BLOCK": block_size(launch.opmath.itemsize, own["EMITS"]),
-        "STAGES": stages(own),
     }
-
-
-def reads(own: dict) -> int:
-    """How many columns a variant of a rule reads, by its ``facts``."""
-    return own["STATES"] + own["READS_GRAD"] + own["READS_PARAM"]
-
-
-def stages(own: dict) -> int:
-    return STAGES_OF_ONE if reads(own) == 1 else STAGES
 
 
 def block_size(itemsize: int, emits: bool) -> int:
@@ -94,8 +82,8 @@ def options(launch, work) -> dict:
     itemsize, own = launch.opmath.itemsize, facts(work.rule, work.variant)
     warps = block_size(itemsize, own["EMITS"]) * itemsize // (16 * 32)
     registers = REGISTERS_TO_SUM if own["EMITS"] else REGISTERS
-    if reads(own) == 1:
-        registers = REGISTERS_OF_ONE
+    if own["STATES"] + own["READS_GRAD"] + own["READS_PARAM"] == 1:
+        registers = REGISTERS_TO_NORM
     limit = {"maxnreg": registers} if itemsize == 4 else {}
     return {**OPTIONS, **limit, "num_warps": 4 if INTERPRETED else warps}
 

@@ -14,16 +14,15 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-// Arrays that are read.
+// Blocks that must fit a multiprocessor, and so the registers of a thread: at most 80, or 128 in
+// float64. Who reads little needs more blocks to keep memory at work: the second pass of LAMB 6,
+// with 40 registers, the norm 8, with 32.
 template <class Rule>
-constexpr int kRead = Rule::kReadsGrad + Rule::kReadsParam + Rule::kStates;
-
-// Blocks that must fit a multiprocessor: at most 80 registers a thread, 128 in float64. The norm
-// reads little and then folds, so that it takes all threads there are, with 32 each.
-template <class Rule>
-constexpr int kResident = sizeof(typename Rule::opmath) == sizeof(double) ? 2
-                          : kRead<Rule> == 1                              ? 8
-                                                                          : 3;
+constexpr int resident() {
+  const int reads = Rule::kReadsGrad + Rule::kReadsParam + Rule::kStates;
+  if (sizeof(typename Rule::opmath) == sizeof(double)) return 2;
+  return reads == 1 ? 8 : reads == 3 ? 6 : 3;
+}
 
 // Whether a block takes its ticket before it works.
 template <class Rule>
@@ -220,7 +219,7 @@ __device__ __forceinline__ void advance_all(const Launch& launch, unsigned ticke
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kResident<Rule>)
+__global__ void __launch_bounds__(kThreads, resident<Rule>())
     apply_kernel(const __grid_constant__ Launch launch) {
   using T = typename Rule::opmath;
   Prologue<Rule>* shared = shared_memory<Prologue<Rule>, 1>();

@@ -12,6 +12,7 @@ from .prologue import MASTER, PARAM, STATE, advance, prologue
 from .sums import LANES, arrive
 
 CHUNK = tl.constexpr(16384)  # elements, a constant of the law (N7)
+STAGES = tl.constexpr(3)  # blocks of a column that are under way; no two of them share memory
 
 
 @triton.jit
@@ -122,7 +123,7 @@ def multi_tensor_apply(
     READ_ONLY: tl.constexpr, SERVES_ALL: tl.constexpr, COUNTS_ALL: tl.constexpr,
     opmath: tl.constexpr, param_dtype: tl.constexpr, grad_dtype: tl.constexpr,
     exp_avg_dtype: tl.constexpr,
-    masters: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    masters: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     running = True

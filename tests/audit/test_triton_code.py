@@ -111,17 +111,17 @@ def arrays(rule: str, variant: int, mode: str) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_code(name, compiled):
-    from fusedstep.kernels.launch import facts, stages
+    from fusedstep.kernels.launch import facts
+    from fusedstep.kernels.multi_tensor_apply import STAGES
 
     from tests.audit.inspect_code import disassembler, forbidden
 
     _, rule, variant, mode = name.split()
-    own = facts(rule, int(variant))
     ptx = (compiled / f"{name}.ptx").read_text()
     assert not forbidden(ptx)
     assert set(re.findall(r"\b(?:div|sqrt|rsqrt|rcp)\.(?:\w+\.)*f\d+", ptx)) <= OPCODES
     assert not re.search(r"\b(?:sin|cos|ex2|lg2|tanh)\.", ptx)
-    if mode == "f16" and own["MOVES_PARAM"]:
+    if mode == "f16" and facts(rule, int(variant))["MOVES_PARAM"]:
         assert "cvt.rn.f16.f32" in ptx
 
     # Full blocks move 16 bytes of opmath for a thread at once, so 8 of a 16-bit array. What is read
@@ -129,7 +129,7 @@ def test_code(name, compiled):
     read, written = arrays(rule, int(variant), mode)
     for width, sizes in (("0x10", (4, 8)), ("0x8", (2,))):
         copies = re.findall(rf"\bcp\.async\.\w+\.shared\.global .*, {width}, ", ptx)
-        assert len(copies) == stages(own) * sum(size in sizes for size in read), width
+        assert len(copies) == STAGES.value * sum(size in sizes for size in read), width
     wide = len(re.findall(r"\bst\.global\.(?:\w+\.)*(?:v4\.b32|v2\.b64)\b", ptx))
     half = len(re.findall(r"\bst\.global\.(?:\w+\.)*(?:v2\.b32|v4\.b16)\b", ptx))
     assert (wide, half) == (sum(size >= 4 for size in written), written.count(2))
