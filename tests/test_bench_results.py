@@ -124,6 +124,14 @@ def content_of(time, *rows):
     return {"machine": machine, "runs": runs, "rows": [{**r, "run": time} for r in rows]}
 
 
+def test_rows_beside_a_stuck_baseline_are_not_recorded(tmp_path):
+    """On a CPU; on a GPU a small set moves little, whatever else runs."""
+    rows = [row(device=where, set=where, baseline_seconds=9.0) for where in ("cpu", "cuda")]
+    measure.fill_ratios(rows)
+    path = results.record(content_of("monday", row(), *rows), tmp_path)
+    assert [r["set"] for r in results.read(path)["rows"]] == ["bert-base", "cuda"]
+
+
 def test_recording_replaces_equal_keys_and_keeps_the_others(tmp_path):
     first = content_of("monday", row(), row(dtype="bf16"), row(set="tiny", seconds=5.0))
     path = results.record(first, tmp_path)
