@@ -158,6 +158,7 @@ def test_a_larger_size_has_its_own_rows_and_place_on_the_page(tiny, tmp_path, mo
     text = page.text(rows, "rows", larger)
     told = "**At a larger size.** It is seven. 1 of 1 runs are done."
     assert f"{told}\n\n| n | value |\n| --- | ---: |\n| 7 | v |" in text
+    assert "![Tiny, larger](rows/tiny-larger.png)" in text
     assert text == page.text(rows, "rows", unfinished) and "seven" not in page.text(
         rows, "rows", {}
     )

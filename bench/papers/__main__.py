@@ -99,6 +99,8 @@ def report(found: argparse.Namespace) -> list[str]:
     failed = []
     for one in found.experiments:
         draw(one, rows[name_of(one)], pictures / f"{name_of(one)}.png")
+        if more := runner.kept(larger, name_of(one)):
+            draw(one, more, pictures / f"{name_of(one)}-larger.png")
         claims = one.claims(rows[name_of(one)])
         print(f"{one.NUMBER} {name_of(one)}: {verdict(claims)}")
         failed += [f"{name_of(one)}: {c.text}" for c in claims if c.asserted and not c.holds]

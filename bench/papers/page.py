@@ -7,7 +7,7 @@ from types import ModuleType
 
 from . import not_run
 from .experiment import Table, everything, name_of, verdict
-from .runner import UNFINISHED, Rows
+from .runner import Rows, kept
 
 HEAD = """\
 # The papers' own experiments
@@ -31,8 +31,7 @@ def text(rows: Rows, pictures: str, larger: Rows) -> str:
     parts = [HEAD, markdown(overview(experiments, rows))]
     for one in experiments:
         name = name_of(one)
-        more = larger.get(name) or larger.get(name + UNFINISHED, [])
-        parts.append(section(one, rows.get(name, []), pictures, more))
+        parts.append(section(one, rows.get(name, []), pictures, kept(larger, name)))
     parts += [f"## {not_run.NUMBER}. {not_run.TITLE}", markdown(not_run.EXPERIMENTS)]
     parts += [prose(not_run.LEFT_OUT)]
     parts += [markdown(not_run.OPTIONS), foot(rows)]
@@ -67,6 +66,8 @@ def section(experiment: ModuleType, rows: list, pictures: str, larger: list) -> 
         told = f"{len(larger)} of {len(experiment.larger_tasks())} runs are done."
         parts.append(prose(f"**At a larger size.** {experiment.LARGER} {told}"))
         parts += [markdown(table) for table in experiment.tables(larger)]
+        picture = f"{pictures}/{name_of(experiment)}-larger.png"
+        parts.append(f"![{experiment.TITLE}, larger]({picture})\n")
     return "\n".join(parts)
 
 

@@ -57,6 +57,11 @@ def read(path: Path) -> Rows:
     return found
 
 
+def kept(rows: Rows, name: str) -> list[Row]:
+    """The rows of an experiment, of all or of some of its tasks."""
+    return rows.get(name) or rows.get(name + UNFINISHED, [])
+
+
 def write(path: Path, rows: Rows) -> None:
     """One line for each row, and whole at every time, so that an interruption loses no row."""
     path.parent.mkdir(parents=True, exist_ok=True)
