@@ -55,7 +55,7 @@ class Part:
 
 def tests(*names: str) -> Part:
     chosen = ["-k", "(cuda or triton) and not emulated"]
-    return Part([*PYTEST, *WORKERS, *(f"tests/test_{name}.py" for name in names), *chosen], 180)
+    return Part([*PYTEST, *WORKERS, *(f"tests/test_{name}.py" for name in names), *chosen], 240)
 
 
 def sanitizer(tool: str) -> Part:

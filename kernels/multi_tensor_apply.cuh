@@ -14,9 +14,8 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-// Blocks that must fit a multiprocessor, and so the registers of a thread: at most 80, or 128 in
-// float64. Who reads little needs more blocks to keep memory at work: the second pass of LAMB 6,
-// with 40 registers, the norm 8, with 32.
+// Blocks that must fit a multiprocessor, and so the registers of a thread: 80, in float64 128. Who
+// reads little needs more blocks to keep memory at work: with 40 registers, or with 32.
 template <class Rule>
 constexpr int resident() {
   const int reads = Rule::kReadsGrad + Rule::kReadsParam + Rule::kStates;
