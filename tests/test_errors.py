@@ -55,6 +55,8 @@ def test_hyper_parameters_of_a_wrong_type():
         fusedstep.AdamW(model(), lr="fast")
     with pytest.raises(ValueError, match=r"torch.float32 tensor of shape \(2,\)"):
         fusedstep.AdamW(model(), lr=torch.tensor([0.1, 0.2]))
+    with pytest.raises(ValueError, match=r"lr is 10+, outside \[0, inf\)"):
+        fusedstep.AdamW(model(), lr=10**400)
     with pytest.raises(ValueError, match="torch.int64 tensor"):
         fusedstep.AdamW(model(), lr=torch.tensor(1))
 

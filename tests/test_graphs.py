@@ -41,7 +41,16 @@ def test_capturable_makes_every_live_number_a_tensor(cls):
         for group in each.param_groups:
             numbers = graphs.live_numbers(group)
             assert {"lr", "weight_decay", "max_grad_norm"} <= set(numbers)
+            assert ("momentum" in numbers) == (cls is fusedstep.MADGRAD)
             assert all(isinstance(n, torch.Tensor) and n.ndim == 0 for n in numbers.values())
+
+
+def test_a_momentum_of_0_stays_a_number():
+    """It chooses a kernel with less memory, for good."""
+    optimizer = fusedstep.MADGRAD(model(), momentum=0.0, capturable=True)
+    group = optimizer.param_groups[0]
+    assert group["momentum"] == 0.0 and not isinstance(group["momentum"], torch.Tensor)
+    assert "momentum" not in graphs.live_numbers(group)
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "betas[1]", "max_grad_norm"])

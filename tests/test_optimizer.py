@@ -1,5 +1,7 @@
 """The optimizers as a user meets them: gradients, AMP, hyper-parameters."""
 
+from fractions import Fraction
+
 import fusedstep
 import numpy as np
 import pytest
@@ -99,6 +101,7 @@ def test_a_tensor_lr_is_read_where_it_is(cls, backend, device):
 def test_numbers_of_any_kind_and_size_are_taken_without_a_warning(backend, device):
     rate = torch.tensor(0.01, dtype=torch.float64, device=device, requires_grad=True)
     numbers = {"lr": rate, "eps": 1e300, "weight_decay": np.float64(0.5)}
+    numbers |= {"betas": (np.float32(0.5), Fraction(3, 4)), "max_grad_norm": np.float16(2.0)}
     found = []
     for where, on in ((backend, device), ("reference", "cpu")):
         params = model(device=on)

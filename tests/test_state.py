@@ -135,6 +135,32 @@ def test_group_entries_that_are_unknown_stay_and_missing_ones_get_defaults():
     assert_same(stored(a, params), stored(b, others))
 
 
+def test_notes_in_a_state_that_are_no_parameters_stay():
+    params = model()
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    optimizer.state["ema_loss"], optimizer.state["epoch"] = {"value": 0.5}, 3
+    train(optimizer, params, 1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.resync_master()
+    train(optimizer, params, 1)
+    assert optimizer.state["ema_loss"] == {"value": 0.5} and optimizer.state["epoch"] == 3
+    assert optimizer.state[params[0]]["step"] == 2
+
+
+@pytest.mark.parametrize("cls, other", [("Adam", "AdamW"), ("AdamW", "Adam")])
+def test_the_decay_of_another_algorithm_is_refused(cls, other):
+    """torch's classes write into a checkpoint whether their decay is decoupled."""
+    params = model()
+    theirs = getattr(torch.optim, other)(params, weight_decay=0.1)
+    train(theirs, params, 1)
+    optimizer = getattr(fusedstep, cls)(params)
+    optimizer.load_state_dict(theirs.state_dict())
+    before = stored(optimizer, params)
+    with pytest.raises(ValueError, match=f"decoupled_weight_decay is .* {cls} is not. Use {other}"):
+        train(optimizer, params, 1)
+    assert_same(stored(optimizer, params), before)
+
+
 @every_class
 def test_a_state_loaded_into_its_own_optimizer_changes_nothing(cls):
     """Accelerate does so before the first step; some do so at every one."""
@@ -198,6 +224,19 @@ def test_masters_that_were_not_used_for_a_while_do_not_come_back():
         optimizer.load_state_dict(saved)
         train(optimizer, params, steps)
         assert ("master_param" in optimizer.state[p]) is False
+    before = p.detach().clone()
+    train(optimizer, params, 1)
+    assert (optimizer.state[p]["master_param"] - before).abs().max() < 1.0
+
+
+def test_a_model_that_was_float32_for_a_while_keeps_what_it_learned():
+    (p,) = params = model((5,), dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=True)
+    train(optimizer, params, 1)
+    p.data = p.data.float()
+    train(optimizer, params, 10)
+    assert "master_param" not in optimizer.state[p]
+    p.data = p.data.bfloat16()
     before = p.detach().clone()
     train(optimizer, params, 1)
     assert (optimizer.state[p]["master_param"] - before).abs().max() < 1.0

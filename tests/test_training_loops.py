@@ -56,6 +56,41 @@ def test_every_scheduler_works_unmodified(name, tensor_lr):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_schedule_that_ends_at_0_may_round_below_it():
+    """torch's LinearLR does for every second length; the step there is one of rate 0."""
+    found = {}
+    for length in range(1, 30):
+        params = model()
+        optimizer = fusedstep.MADGRAD(params, lr=1e-3)
+        train(optimizer, params, 1)
+        scheduler = lr_scheduler.LinearLR(optimizer, end_factor=0.0, total_iters=length)
+        for _ in range(length):
+            scheduler.step()
+        below = optimizer.param_groups[0]["lr"] < 0
+        train(optimizer, params, 1)
+        found.setdefault(below, stored(optimizer, params))
+        assert_same(stored(optimizer, params), found[below])
+    optimizer = fusedstep.MADGRAD(params := model(), lr=1e-3)
+    train(optimizer, params, 1)
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, params, 1)
+    assert_same(stored(optimizer, params), found[True])
+
+
+@every_class
+def test_a_layer_that_was_not_reached_yet_is_left_out(cls):
+    layers = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.LazyLinear(2)])
+    optimizer = cls(layers.parameters(), max_grad_norm=1.0)
+    for t in range(4):
+        optimizer.zero_grad()
+        out = layers[0](torch.ones(2, 3))
+        (layers[1](out) if t > 1 else out).sum().backward()
+        optimizer.step()
+    assert optimizer.state[layers[0].weight]["step"] == 4
+    assert layers[1].weight.isfinite().all() and optimizer.state[layers[1].weight]["step"] >= 2
+
+
 @on_every_backend
 def test_gradients_are_the_same_after_a_step(cls, backend, device):
     params = model(device=device)

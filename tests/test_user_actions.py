@@ -1,7 +1,8 @@
 """Whatever a user does to an optimizer, in whatever order, backends keep the same bits.
 
-Random sequences of actions are played on the CPU, and on the reference backend which plans every
-step anew; a failure is told as the shortest sequence that shows it.
+Random sequences of actions are played on the CPU, and on the reference backend, which loads its own
+state before every step, so that nothing else goes on; a failure is told as the shortest sequence
+that shows it.
 """
 
 import copy
@@ -55,14 +56,15 @@ class World:
 
     def give_gradient(self, i, seed, special):
         p = self.params[i]
-        if self.mode.param is not self.mode.grad:
-            p.grad_dtype = self.mode.grad
+        dtype = self.mode.grad if p.dtype is self.mode.param else p.dtype
+        if p.dtype is not dtype:
+            p.grad_dtype = dtype
         generator = torch.Generator().manual_seed(seed)
-        p.grad = testing.gradient(p.shape, generator, special).to(self.mode.grad)
+        p.grad = testing.gradient(p.shape, generator, special).to(dtype)
 
     def step(self):
         if self.optimizer.backend == "reference":
-            self.optimizer._plan = self.optimizer._options = None
+            self.optimizer.load_state_dict(self.optimizer.state_dict())
         self.optimizer.step()
 
     def save_and_load(self, backend, options):
@@ -131,6 +133,20 @@ class Actions(RuleBasedStateMachine):
             with torch.no_grad():
                 p.copy_(torch.randn(p.shape, generator=generator))
             world.optimizer.resync_master()
+
+    @rule(i=st.integers(0, 4), factor=st.sampled_from([0.25, 3.0]))
+    def edit_a_state(self, i, factor):
+        for world in self.worlds:
+            state = world.optimizer.state.get(world.params[i % len(world.params)], {})
+            for name in {"exp_avg", "exp_avg_sq", "grad_sum"} & state.keys():
+                state[name].mul_(factor)
+
+    @rule(i=st.integers(0, 4), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+    def change_a_dtype(self, i, dtype):
+        for world in self.worlds:
+            p = world.params[i % len(world.params)]
+            p.grad, p.grad_dtype = None, None
+            p.data = p.data.to(dtype)
 
     @rule(i=st.integers(0, 4))
     def move_a_parameter(self, i):

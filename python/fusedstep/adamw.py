@@ -75,6 +75,12 @@ class AdamW(FusedOptimizer):
         super().check_group(where, group)
         checks.betas(where, group["betas"])
         checks.flags(where, group, "amsgrad")
+        said = group.get("decoupled_weight_decay", self._decoupled)  # by a checkpoint of torch's
+        if said != self._decoupled:
+            raise ValueError(
+                f"{where}: decoupled_weight_decay is {said!r}, which {type(self).__name__} is not. "
+                f"Use {'Adam' if self._decoupled else 'AdamW'}, or take the entry out of the group."
+            )
 
 
 class Adam(AdamW):

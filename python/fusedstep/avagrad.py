@@ -57,6 +57,7 @@ class AvaGrad(FusedOptimizer):
         "skip_zero_second_moment",
     )  # fmt: skip
     sums = 2
+    surveyed_states = ("exp_avg_sq",)
     _decoupled = False
 
     def __init__(

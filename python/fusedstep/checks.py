@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from numbers import Real
 
 import torch
 
@@ -38,13 +39,17 @@ def hyper_in(
                 f"its own, which kernels cannot read. Pass a float or a plain 0-d tensor."
             )
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f"{where}: {name} is {value!r}, a {type(value).__name__}. Pass a float or a 0-d tensor."
         )
-    above = value > low if low_open else value >= low
-    below = value < high if high_open else value <= high
-    if not (above and below and math.isfinite(value)):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    above = number > low if low_open else number >= low
+    below = number < high if high_open else number <= high
+    if not (above and below and math.isfinite(number)):
         interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
         raise ValueError(f"{where}: {name} is {value!r}, outside {interval}. Pass a value inside.")
 

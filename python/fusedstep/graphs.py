@@ -24,8 +24,10 @@ def on_gpu(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.device.type == "cuda"
 
 
-def is_live(name: str) -> bool:
+def is_live(name: str, value: Any) -> bool:
     """Whether a group's option is one that training changes on its way."""
+    if name == "momentum":  # 0 calls for another kernel
+        return isinstance(value, torch.Tensor) or value != 0
     return name in ("lr", "weight_decay", "eps", "max_grad_norm") or name.startswith("beta")
 
 
@@ -33,9 +35,11 @@ def live_numbers(group: dict[str, Any]) -> dict[str, Any]:
     """A group's live options, pairs taken apart, that are not None."""
     found = {}
     for name, value in group.items():
-        if is_live(name) and isinstance(value, (tuple, list)):
+        if not is_live(name, value):
+            continue
+        if isinstance(value, (tuple, list)):
             found |= {f"{name}[{i}]": part for i, part in enumerate(value)}
-        elif is_live(name) and value is not None:
+        elif value is not None:
             found[name] = value
     return found
 
@@ -50,7 +54,7 @@ def make_live(group: dict[str, Any]) -> None:
         return None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
 
     for name, value in group.items():
-        if is_live(name):
+        if is_live(name, value):
             several = isinstance(value, (tuple, list))
             group[name] = type(value)(map(tensor, value)) if several else tensor(value)
 
@@ -70,7 +74,8 @@ def check(optimizer: FusedOptimizer) -> None:
                 raise RuntimeError(
                     f"{where}: {name} is {value!r}: a CUDA graph would keep this value in all of "
                     f"its replays. Make it a 0-d tensor on the GPU before the capture, for example "
-                    f"by building the optimizer with capturable=True."
+                    f"by building the optimizer with capturable=True. (Schedulers put numbers in "
+                    f"the place of betas and momentum: pass them cycle_momentum=False.)"
                 )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from . import graphs, state_tensors
 from .launch import opmath_of
-from .state_tensors import Slot
+from .state_tensors import MASTER, Slot
 
 
 class KeepsState(torch.optim.Optimizer):
@@ -28,8 +28,16 @@ class KeepsState(torch.optim.Optimizer):
         for name, fill in self.carried.items():
             layout[name] = Slot(torch.float64, fill, scalar=True)
         if self.has_master(p):
-            layout["master_param"] = Slot(torch.float32, None)
+            layout[MASTER] = Slot(torch.float32, None)
         return layout
+
+    @torch.no_grad()
+    def resync_master(self) -> None:
+        """Copy parameters into their float32 masters, after an edit of the parameters from outside
+        (``model.load_state_dict``); without it the next step would undo the edit."""
+        for p, state in self.state.items():
+            if isinstance(p, torch.Tensor) and MASTER in state:
+                state[MASTER].copy_(p)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
@@ -76,6 +84,6 @@ class KeepsState(torch.optim.Optimizer):
                     layout = self.state_layout(p, {**self.defaults, **group})
                     where = f"{type(self).__name__}, parameter {key!r}"
                     result[p] = state_tensors.adopt(where, p, loaded["state"][key], layout)
-                    if "master_param" not in layout:
-                        result[p].pop("master_param", None)  # it would grow stale
-        return result
+        known = {key for saved in loaded["param_groups"] for key in saved["params"]}
+        others = {key: value for key, value in loaded["state"].items() if key not in known}
+        return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps

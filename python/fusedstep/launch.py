@@ -221,7 +221,7 @@ class Launch:
             if isinstance(value, torch.Tensor) and value.device == self.device:
                 self._host_source[i, j] = value.data_ptr() + (value.dtype is torch.float64)
             elif isinstance(value, torch.Tensor):
-                self._host_hyper[i, j] = value.item()
+                self._host_hyper[i, j], self._host_source[i, j] = value.item(), 0
 
     def hyper_row(self, group: int) -> list[float]:
         """The values a parameter group is updated with now; reads device tensors."""
@@ -238,6 +238,10 @@ class Launch:
         # An empty tensor has no address, yet takes its step: any number but 0 will do.
         found = (grads[e.index] for e in self.entries)
         self._host_grad[:] = [0 if g is None else g.data_ptr() or 1 for g in found]
+
+    def some_absent(self) -> list[int] | None:
+        """Of every entry, 0 where it has no gradient; None where all have one."""
+        return None if self._host_grad.all() else self._host_grad.tolist()
 
 
 def address_of(tensor: torch.Tensor | None) -> int:

@@ -53,6 +53,7 @@ class FusedOptimizer(KeepsState):
     sums: ClassVar[int] = 0  # sums of squares per segment of the parameters
     counted: ClassVar[bool] = False  # the last is a count; where it is 0, sums stay
     survey: ClassVar[Access | None] = None  # the pass that brings the sums a step starts from
+    surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
 
     _step_supports_amp_scaling = True
 
@@ -125,7 +126,7 @@ class FusedOptimizer(KeepsState):
     def check_group(self, where: str, group: dict[str, Any]) -> None:
         """Raise on a hyper-parameter outside its range."""
         checks.max_grad_norm(where, group["max_grad_norm"])
-        checks.hyper_in(where, "lr", group["lr"], 0.0)
+        checks.hyper_in(where, "lr", _not_below_0(group)["lr"], 0.0)
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
         if "eps" in group:
             checks.hyper_in(where, "eps", group["eps"], 0.0)
@@ -141,7 +142,7 @@ class FusedOptimizer(KeepsState):
     @with_hooks
     def step(self, closure=None):
         """Update all parameters that have a gradient; a step happens whole or not at all, unless
-        processes that share parameters fail to communicate within it.
+        an interrupt, or processes that fail to communicate, end it between two passes.
 
         Args:
             closure: reevaluates the model and returns the loss; optional.
@@ -189,8 +190,8 @@ class FusedOptimizer(KeepsState):
         checks.amp_tensor("found_inf", found_inf)
         survey = False
         if self.survey is not None:
-            surveyed = self.surveyed_on()
-            survey = plan.surveyed is None or not _same(surveyed, plan.surveyed)
+            surveyed, before = (self.surveyed_on(), plan.versions.surveyed()), plan.surveyed
+            survey = before is None or not _same(surveyed[0], before[0]) or surveyed[1] != before[1]
         try:
             for launch in plan.launches:
                 launch.set_rows(rows)
@@ -212,6 +213,7 @@ class FusedOptimizer(KeepsState):
         for touched in plan.touched.values():
             touched.put_back()
         self._norm_sq = plan.grad_norm_sq()
+        plan.versions.count_step()
 
     def _checked_rows(self) -> list[tuple]:
         """Every group's hyper-parameters: checked, and another list, where an option changed."""
@@ -220,7 +222,7 @@ class FusedOptimizer(KeepsState):
         try:
             rows = [
                 (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
-                for group in self.param_groups
+                for group in map(_not_below_0, self.param_groups)
             ]
         except (TypeError, ValueError):
             self._check_groups()  # says it better
@@ -262,14 +264,6 @@ class FusedOptimizer(KeepsState):
 
     # State
 
-    @torch.no_grad()
-    def resync_master(self) -> None:
-        """Copy parameters into their float32 masters, after an edit of the parameters from outside
-        (``model.load_state_dict``); without it the next step would undo the edit."""
-        for p, state in self.state.items():
-            if "master_param" in state:
-                state["master_param"].copy_(p)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group is refused whole where a hyper-parameter is out of range."""
         super().add_param_group(param_group)
@@ -289,6 +283,12 @@ def _same(values: tuple, others: tuple) -> bool:
         a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
         for a, b in zip(values, others)
     )
+
+
+def _not_below_0(group: dict[str, Any]) -> dict[str, Any]:
+    """A group, its rate 0 where rounding brought it below, as at the end of torch's LinearLR."""
+    lr = group["lr"]
+    return {**group, "lr": 0.0} if isinstance(lr, float) and -1e-12 < lr < 0.0 else group
 
 
 def _or_inf(max_grad_norm: float | torch.Tensor | None) -> float | torch.Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from . import checks, shards, state_tensors
 from .backends import Backend, choose
@@ -19,6 +20,7 @@ from .launch import DTYPE_CODES, Access, Entry, Kind, Launch, Pass
 from .sparse import Touched
 from .state_tensors import Slot
 from .sums import Norm, Sums
+from .versions import Versions
 from .watch import Watch, gatherer
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class Plan:
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
         self.backend = optimizer.backend
-        self.surveyed: tuple | None = None  # on what, see FusedOptimizer.surveyed_on
+        self.surveyed: tuple | None = None  # on what, see FusedOptimizer._run
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         lists = _lists(optimizer)
         self._lists, self._state = Watch(lists), Watch(optimizer.state)
@@ -67,6 +69,10 @@ class Plan:
         ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
         fixed = [t for e in ends for t in (e.step, *e.states, e.master, *e.carried)]
         self._fixed = [t for t in (*fixed, *optimizer.kept_sums()) if t is not None]
+        served = [[self._params[e.index] for e in launch.entries] for launch in launches]
+        states = (optimizer.state[p] for params in served for p in params)
+        surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
+        self.versions = Versions(launches, served, surveyed)
         self._facts, self._gatherer = self._facts_now(), None
         if not touched and self.backend != "reference":  # which takes tensors, not addresses
             codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
@@ -184,7 +190,7 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make missing states, then the tables."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    numels = [shards.local(p).numel() for p in params]
+    numels = [0 if is_lazy(p) else shards.local(p).numel() for p in params]
     axes = [shards.axes(p) for p in params]
     planned: list[tuple[int, str, torch.Tensor, _Alike, list[str]]] = []
     known: dict[tuple[int, torch.dtype], _Alike] = {}
@@ -257,7 +263,7 @@ def _entry(
         index=index,
         group=alike.group,
         param=memory(p),
-        master=memory(state["master_param"]) if alike.master else None,
+        master=memory(state[state_tensors.MASTER]) if alike.master else None,
         step=state["step"],
         states=[memory(state[name]) for name in alike.states],
         carried=[state[name] for name in optimizer.carried],

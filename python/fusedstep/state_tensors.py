@@ -8,6 +8,8 @@ import torch
 
 from . import checks, shards
 
+MASTER = "master_param"  # a float32 copy of a 16-bit parameter
+
 
 class Slot(NamedTuple):
     """An entry of the state."""
@@ -37,6 +39,7 @@ def complete(
     state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot], unfit: list[str]
 ) -> None:
     """Add what the state lacks, and bring what it has to the kernels' dtype, device and layout."""
+    _drop_stale(state, layout)
     for name in unfit:
         slot = layout[name]
         if name in state:
@@ -68,10 +71,18 @@ def adopt(
     for name, slot in layout.items():
         if slot.scalar and name in loaded:
             checks.state_value(where, name, float(loaded[name]), whole=slot.dtype is torch.int64)
-    return {
+    adopted = {
         name: _fitted(value, p, layout[name], copy=True) if name in layout else value
         for name, value in loaded.items()
     }
+    _drop_stale(adopted, layout)
+    return adopted
+
+
+def _drop_stale(state: dict[str, Any], layout: dict[str, Slot]) -> None:
+    """A master that is not updated would, used again later, undo what came between."""
+    if MASTER not in layout:
+        state.pop(MASTER, None)
 
 
 def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:

@@ -1,0 +1,95 @@
+"""What torch counts of writes into tensors: autograd sees our steps, and AvaGrad others' writes."""
+
+import fusedstep
+import pytest
+import torch
+from fusedstep import versions
+
+from tests.training import assert_same, every_class, model, on_every_backend, stored, train
+
+
+@on_every_backend
+def test_backward_through_what_a_step_changed_is_an_error(cls, backend, device):
+    """A loss of before the step would be differentiated at weights of after it."""
+    params = model(device=device)
+    optimizer = cls(params, backend=backend)
+    for _ in range(2):
+        loss = sum(p.square().sum() for p in params)
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("older_torch", [False, True])
+def test_what_has_no_gradient_is_not_counted(older_torch, monkeypatch):
+    if older_torch:
+        count = torch.autograd.graph.increment_version
+
+        def one(tensor):
+            if not isinstance(tensor, torch.Tensor):
+                raise RuntimeError("increment_version expects a tensor")
+            count(tensor)
+
+        monkeypatch.setattr(torch.autograd.graph, "increment_version", one)
+    moved, kept = params = model((3,), (4,))
+    optimizer = fusedstep.MAdam(params)
+    train(optimizer, params, 1)
+    kept.grad = None
+    before = [p._version for p in params]
+    for _ in range(2):
+        optimizer.step()
+    assert moved._version > before[0] and kept._version == before[1]
+
+
+def test_a_distributed_tensor_is_counted_whole_and_in_part():
+    whole, part = torch.zeros(2), torch.zeros(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(versions.shards, "is_dtensor", lambda t: t is whole)
+        patch.setattr(versions.shards, "local", lambda t: part)
+        versions.count_changes(versions._whole_and_part([whole]))
+    assert whole._version == part._version == 1
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+@every_class
+def test_states_restored_in_place_are_taken_up(cls, form):
+    """As torch.distributed.checkpoint loads them; AvaGrad keeps sums of its second moment."""
+    found = []
+    for in_place in (False, True):
+        params = model()
+        optimizer = cls(params, form=form)
+        train(optimizer, params, 5)
+        values = [p.detach().clone() for p in params]
+        kept = [{n: t.clone() for n, t in optimizer.state[p].items()} for p in params]
+        sums = [g["eta_sq_sum"].clone() for g in optimizer.param_groups if "eta_sq_sum" in g]
+        saved = optimizer.state_dict()
+        saved["state"] = dict(enumerate(kept))
+        saved["param_groups"] = [dict(g) for g in saved["param_groups"]]
+        for group, total in zip(saved["param_groups"], sums):
+            group["eta_sq_sum"] = total
+        for p in params:
+            p.grad = torch.full_like(p, 100.0)
+        optimizer.step()
+        with torch.no_grad():
+            for p, value in zip(params, values, strict=True):
+                p.copy_(value)
+            if in_place:
+                for p, state in zip(params, kept, strict=True):
+                    for name, value in state.items():
+                        optimizer.state[p][name].copy_(value)
+                for group, total in zip(optimizer.param_groups, sums):
+                    group["eta_sq_sum"].copy_(total)
+            else:
+                optimizer.load_state_dict(saved)
+        train(optimizer, params, 2, seed=9)
+        found.append(stored(optimizer, params))
+    assert_same(*found)
+
+
+def test_steps_under_inference_mode_have_no_versions():
+    params = model()
+    optimizer = fusedstep.AvaGrad(params)
+    with torch.inference_mode():
+        train(optimizer, params, 2)
+    assert optimizer.state[params[0]]["step"] == 2
