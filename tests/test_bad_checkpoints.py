@@ -56,15 +56,21 @@ def test_a_spoiled_state_is_refused(cls, what):
         assert_same(stored(optimizer, params), want)
 
 
-@pytest.mark.parametrize("count", [-1, 0.5, 2.0**60])
+@pytest.mark.parametrize("count", [-1.0, 0.5, 2.0**60, float("nan")])
 def test_a_count_that_counts_nothing_is_refused(count):
     params = model()
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)
     saved = optimizer.state_dict()
     saved["state"][0]["step"] = torch.tensor(count)
-    with pytest.raises(ValueError, match="has as state step .*, which is not a number of steps"):
+    told = "has as state step .*, which is not a number of steps"
+    with pytest.raises(ValueError, match=told):
         optimizer.load_state_dict(saved)
+    optimizer.state[params[0]]["step"] = torch.tensor(count)  # by hand
+    before = stored(optimizer, params)
+    with pytest.raises(ValueError, match=told):
+        train(optimizer, params, 1)
+    assert_same(stored(optimizer, params), before)
 
 
 def test_a_state_that_is_no_dict_is_refused():

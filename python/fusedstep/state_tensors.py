@@ -32,7 +32,14 @@ def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, 
     for name in unfit:
         if name in state:
             checks.state(where, name, state[name], p, layout[name].scalar)
+            _check_value(where, name, state[name], layout[name])
     return unfit
+
+
+def _check_value(where: str, name: str, value: Any, slot: Slot) -> None:
+    """Require that what becomes a count is one, and another number finite."""
+    if slot.scalar:
+        checks.state_value(where, name, float(value), whole=slot.dtype is torch.int64)
 
 
 def complete(
@@ -69,8 +76,8 @@ def adopt(
         )
     check(where, loaded, p, layout)
     for name, slot in layout.items():
-        if slot.scalar and name in loaded:
-            checks.state_value(where, name, float(loaded[name]), whole=slot.dtype is torch.int64)
+        if name in loaded:
+            _check_value(where, name, loaded[name], slot)
     adopted = {
         name: _fitted(value, p, layout[name], copy=True) if name in layout else value
         for name, value in loaded.items()
