@@ -40,8 +40,8 @@ class FusedOptimizer(KeepsState):
             parameters' device, so that replays of a CUDA graph follow them. Changes no result, and
             a step can be captured without it where they are such tensors already.
 
-    ``lr``, ``weight_decay``, ``eps``, ``max_grad_norm`` and betas may be floats or 0-d float32 or
-    float64 tensors. Values of tensors are not checked, which would wait for the device.
+    ``lr``, ``weight_decay``, ``eps``, ``max_grad_norm``, betas and a ``momentum`` above 0 may be
+    floats or 0-d float32 or float64 tensors. Tensors' values are not checked, which would wait.
     """
 
     rule: ClassVar[str]  # stem of the algorithm in every room
