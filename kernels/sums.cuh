@@ -10,9 +10,9 @@ inline namespace FUSEDSTEP_LEVEL {
 
 constexpr int kThreadLanes = kLanes / kThreads;
 
-// The block's lanes folded by halving. A thread holds kThreadLanes of them; lanes that differ in
-// their lowest bits only, kNeighbours of them, stand side by side in one thread. All threads that
-// hold the first of these fold in one warp, and so on.
+// The block's lanes folded by halving, in every thread. A thread holds kThreadLanes of them; lanes
+// that differ in their lowest bits only, kNeighbours of them, stand side by side in one thread.
+// What stands first in all threads is folded by the first warp, what stands second by the second.
 template <int kNeighbours>
 __device__ double fold_block(double* lanes) {
   constexpr int kWarp = 32, kWarps = kThreads / kWarp;
