@@ -4,7 +4,7 @@
     python -m bench growth --plot      time and memory as parameters, tensors, groups grow
     python -m bench training           the optimizer's share of a small BERT's training step
     python -m bench self-check         see a slow-down that was put in, and none where none is
-    python -m bench tables             rewrite the README's tables from bench/results/
+    python -m bench tables             rewrite README's and docs/speed.md's tables
 
 Ratios of one run mean something; the times of a busy machine do not.
 """

@@ -1,9 +1,11 @@
-"""Rows as people read them: in the terminal, and in the marked blocks of the README."""
+"""Rows as people read them: in the terminal, and in the marked blocks of pages."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from .measure import HOST_PHASES, Run
 from .parameter_sets import MODELS
 from .results import OF_RECORD, ROOT
 
-PAGES = [ROOT / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md"]
 BLOCK = re.compile(r"(<!-- bench (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -41,7 +43,7 @@ def algorithm(row: dict[str, Any]) -> str:
 
 
 def peer(row: dict[str, Any]) -> str:
-    return f"{row['vs_fastest_peer']:.1f} ({row['fastest_peer']})" if "fastest_peer" in row else ""
+    return f"{row['vs_fastest_peer']:.1f}x {row['fastest_peer']}" if "fastest_peer" in row else ""
 
 
 COLUMNS = {
@@ -61,7 +63,7 @@ COLUMNS = {
     "launches": lambda row: str(row.get("launches", "")),
 }
 NAMES = ("set", "algorithm", "by", "dtype", "threads")
-HIDDEN = ("set", "dtype", "threads", "quartiles", "GB/s", "yardstick", "launches")  # in the README
+HIDDEN = ("set", "dtype", "threads", "quartiles", "GB/s", "yardstick", "launches")  # on pages
 Cells = dict[str, list[str]]
 
 
@@ -130,7 +132,7 @@ def complaints(run: Run) -> list[str]:
     return lines + [f"failed: {label}: {why}" for label, why in run.failed.items()]
 
 
-# Blocks of the README, from the results of record
+# Blocks of pages, from the results of record
 
 
 def markdown(header: list[str], lines: list[list[str]]) -> str:
@@ -149,13 +151,37 @@ def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
     return [list(line) for line in zip(*(cells[name] for name in names), strict=True)]
 
 
+def of_ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Steps of ours on one model, with any number of threads."""
+    ours = [row for row in rows if row["maker"] == OURS and row["phase"] == "step"]
+    most = max((row["threads"] for row in ours), default=0)
+    chosen = {row["set"] for row in of_one_model([r for r in ours if r["threads"] == most])}
+    return [row for row in ours if row["set"] in chosen]
+
+
+def summary(found: dict[str, dict[str, Any]]) -> str:
+    """A line for every algorithm in float32, a column for every backend of a machine."""
+    lines: dict[str, dict[str, str]] = {}
+    for content in found.values():
+        rows = [row for row in of_ours(content["rows"]) if row["dtype"] == "f32"]
+        most = max((row["threads"] for row in rows), default=0)
+        for row in rows:
+            if row["threads"] == most:
+                column = f"{machine_of(content)}, {row['backend']}, {row['set']}"
+                cell = f"{row['yardstick_share']:.0%}, {row['bandwidth_vs_torch_fused']:.2f}x"
+                beside = f"; {peer(row)}" if peer(row) else ""
+                lines.setdefault(algorithm(row), {})[column] = cell + beside
+    columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
+    cells = [[name, *(at.get(column, "") for column in columns)] for name, at in lines.items()]
+    return markdown(["algorithm", *columns], sorted(cells)) if lines else ""
+
+
 def speed(rows: list[dict[str, Any]]) -> str:
     """Ours on a model with all threads: float32 in full, and the ratio in other dtypes."""
+    rows = of_ours(rows)
     most = max((row["threads"] for row in rows), default=0)
-    rows = [row for row in rows if row["maker"] == OURS and row["phase"] == "step"]
     one_thread = [row for row in rows if row["threads"] == 1 < most]
-    rows = of_one_model([row for row in rows if row["threads"] == most])
-    one_thread = [row for row in one_thread if row["set"] in {r["set"] for r in rows}]
+    rows = [row for row in rows if row["threads"] == most]
     full = [row for row in rows if row["dtype"] == "f32"]
     names = [name for name in COLUMNS if name not in HIDDEN]
     lines = lines_of(device_cells(full), names)
@@ -198,38 +224,49 @@ def model() -> str:
     return markdown(["bytes per parameter", *(mode.id for mode in modes)], lines)
 
 
-def block(name: str, found: dict[str, dict[str, Any]]) -> str:
-    """The text between the marks of a block: tables and pictures of every machine."""
+def block(name: str, found: dict[str, dict[str, Any]], folder: str) -> str:
+    """The text between the marks of a block: tables, and pictures that lie in a folder."""
     if name == "model":
         return model()
-    make, pictures = {
-        "speed": (speed, ["bandwidth"]),
-        "host": (host, ["host", "growth"]),
-        "training": (training, []),
-    }[name]
-    parts = []
-    for machine, content in found.items():
-        table = make(content["rows"])
-        files = [f"{machine}-{picture}.png" for picture in pictures]
-        shown = [
-            f"![{file}](bench/results/{file})" for file in files if (OF_RECORD / file).exists()
-        ]
-        parts += [part for part in (about(content), table, *shown) if table and part]
-    return "\n\n".join(part.strip() for part in parts) or "No results of record yet."
+    if name == "summary":
+        parts = [summary(found), *pictures(found, ["bandwidth", "host"], folder)]
+    else:
+        make, kinds = {
+            "speed": (speed, ["bandwidth"]),
+            "host": (host, ["host", "growth"]),
+            "training": (training, []),
+        }[name]
+        parts = []
+        for machine, content in found.items():
+            if table := make(content["rows"]):
+                parts += [about(content), table, *pictures([machine], kinds, folder)]
+    return "\n\n".join(part.strip() for part in parts if part) or "No results of record yet."
+
+
+def pictures(machines: Iterable[str], kinds: list[str], folder: str) -> list[str]:
+    files = [f"{machine}-{kind}.png" for machine in machines for kind in kinds]
+    return [f"![{file}]({folder}/{file})" for file in files if (OF_RECORD / file).exists()]
+
+
+def machine_of(content: dict[str, Any]) -> str:
+    machine = content["machine"]
+    return machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
 
 
 def about(content: dict[str, Any]) -> str:
     """One line: on what machine, with which versions, when."""
-    machine, runs = content["machine"], sorted(content["runs"])
+    runs = sorted(content["runs"])
     known = content["runs"][runs[-1]]["versions"]
-    what = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
-    return f"{what}; torch {known['torch']}; {runs[-1][:10]}:"
+    return f"{machine_of(content)}; torch {known['torch']}; {runs[-1][:10]}:"
 
 
-def written(text: str, found: dict[str, dict[str, Any]]) -> str:
-    """A page with its blocks as the results of record would have them."""
+def written(text: str, found: dict[str, dict[str, Any]], folder: Path = ROOT) -> str:
+    """A page that stands in a folder, its blocks as the results of record would have them, those
+    of GPUs first."""
+    found = dict(sorted(found.items(), key=lambda one: "gpu" not in one[1]["machine"]))
+    to = Path(os.path.relpath(OF_RECORD, folder)).as_posix()
     return BLOCK.sub(
-        lambda match: f"{match[1]}\n{block(match[2], found).strip()}\n\n{match[3]}", text
+        lambda match: f"{match[1]}\n{block(match[2], found, to).strip()}\n\n{match[3]}", text
     )
 
 
@@ -242,7 +279,7 @@ def write_pages() -> list[Path]:
         draw(content["rows"], OF_RECORD, f"{machine}-")
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        new = written(text, found)
+        new = written(text, found, page.parent)
         if new != text:
             page.write_text(new, encoding="utf-8")
             changed.append(page)
