@@ -92,7 +92,4 @@ target_link_options(${FUSEDSTEP_MODULE_NAME} PRIVATE
                     $<$<PLATFORM_ID:Linux>:-Wl,--exclude-libs,ALL>)
 target_sources(${FUSEDSTEP_MODULE_NAME} PRIVATE
                $<TARGET_OBJECTS:cuda_kernels>)
-target_include_directories(${FUSEDSTEP_MODULE_NAME} PRIVATE kernels)
-string(REPLACE ";" " " architectures "${architectures}")
-target_compile_definitions(${FUSEDSTEP_MODULE_NAME} PRIVATE
-    FUSEDSTEP_WITH_CUDA FUSEDSTEP_CUDA_ARCHITECTURES="${architectures}")
+target_compile_definitions(${FUSEDSTEP_MODULE_NAME} PRIVATE FUSEDSTEP_WITH_CUDA)

@@ -21,15 +21,12 @@ set_target_properties(emulated_kernels PROPERTIES CXX_STANDARD 20)
 if(FUSEDSTEP_EMULATE_CUDA)
   target_sources(${FUSEDSTEP_MODULE_NAME} PRIVATE $<TARGET_OBJECTS:emulated_kernels>)
   target_link_libraries(${FUSEDSTEP_MODULE_NAME} PRIVATE Threads::Threads)
-  target_include_directories(${FUSEDSTEP_MODULE_NAME} PRIVATE kernels)
-  target_compile_definitions(${FUSEDSTEP_MODULE_NAME} PRIVATE
-      FUSEDSTEP_WITH_CUDA FUSEDSTEP_CUDA_ARCHITECTURES="emulated")
+  target_compile_definitions(${FUSEDSTEP_MODULE_NAME} PRIVATE FUSEDSTEP_WITH_CUDA)
 endif()
 
 if(BUILD_TESTING)
   add_executable(race_test tests/emulation/race_test.cpp csrc/core/registry.cpp
                  $<TARGET_OBJECTS:cpu_generic> $<TARGET_OBJECTS:emulated_kernels>)
-  target_include_directories(race_test PRIVATE kernels)
   target_link_libraries(race_test PRIVATE options Threads::Threads)
   add_test(NAME emulated_cuda_matches_cpu COMMAND race_test)
 endif()

@@ -17,6 +17,8 @@ using namespace fusedstep;
 
 namespace {
 
+constexpr const char* kRemedy = "; if its files are there, run `pip install .` again";
+
 // Whether this processor has the instructions of a level.
 bool runs(const std::string& level) {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -56,44 +58,36 @@ const CpuKernel& cpu_kernel(const std::string& rule, unsigned variant, bool floa
   for (const CpuKernel* k = first_kernel<CpuKernel>(); k != nullptr; k = k->next)
     if (is_rule(*k, rule, variant, float64) && k->level == level && runs(level)) return *k;
   throw std::out_of_range("no CPU kernel " + rule + ", variant " + std::to_string(variant) +
-                          ", level " + level);
+                          ", level " + level + " in this build" + kRemedy);
 }
 
-// A Launch member as a Python property that takes an integer: an address, a count, a dtype's code.
+// A Launch member that Python sets to an integer: an address, a count, a dtype's code.
 template <class Member>
 void field(py::class_<Launch>& type, const char* name, Member Launch::* member) {
-  type.def_property(
-      name,
-      [member](const Launch& self) {
-        if constexpr (std::is_pointer_v<Member>)
-          return reinterpret_cast<std::uintptr_t>(self.*member);
-        else
-          return static_cast<std::int64_t>(self.*member);
-      },
-      [member](Launch& self, std::uint64_t value) {
-        if constexpr (std::is_pointer_v<Member>)
-          self.*member = reinterpret_cast<Member>(static_cast<std::uintptr_t>(value));
-        else
-          self.*member = static_cast<Member>(value);
-      });
+  type.def_property(name, nullptr, [member](Launch& self, std::uint64_t value) {
+    if constexpr (std::is_pointer_v<Member>)
+      self.*member = reinterpret_cast<Member>(static_cast<std::uintptr_t>(value));
+    else
+      self.*member = static_cast<Member>(value);
+  });
 }
 
 template <class Kernel>
 py::class_<Kernel> describe(py::module_& m, const char* name) {
   return py::class_<Kernel>(m, name, py::module_local())
-      .def_readonly("rule", &Kernel::rule)
-      .def_readonly("variant", &Kernel::variant)
-      .def_readonly("float64", &Kernel::float64)
       .def_readonly("hypers", &Kernel::hypers)
       .def_readonly("states", &Kernel::states)
       .def_readonly("carried", &Kernel::carried)
       .def_readonly("sums", &Kernel::sums)
       .def_readonly("emits", &Kernel::emits)
       .def_readonly("counted", &Kernel::counted)
+      .def_readonly("keeps_absent", &Kernel::keeps_absent)
       .def_readonly("reads_grad", &Kernel::reads_grad)
       .def_readonly("reads_param", &Kernel::reads_param)
       .def_readonly("moves_param", &Kernel::moves_param)
-      .def_readonly("read_only", &Kernel::read_only);
+      .def_readonly("read_only", &Kernel::read_only)
+      .def_readonly("serves_all", &Kernel::serves_all)
+      .def_readonly("counts_all", &Kernel::counts_all);
 }
 
 }  // namespace
@@ -133,7 +127,6 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   field(launch, "master", &Launch::master);
 
   describe<CpuKernel>(m, "CpuKernel")
-      .def_readonly("level", &CpuKernel::level)
       .def("apply", [](const CpuKernel& self, const Launch& launch, int threads) {
         py::gil_scoped_release release;
         self.apply(launch, threads);
@@ -162,9 +155,9 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
       [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {
         for (const CudaKernel* k = first_kernel<CudaKernel>(); k != nullptr; k = k->next)
           if (is_rule(*k, rule, variant, float64)) return *k;
-        throw std::out_of_range("no CUDA kernel " + rule + ", variant " + std::to_string(variant));
+        throw std::out_of_range("no CUDA kernel " + rule + ", variant " + std::to_string(variant) +
+                                " in this build" + kRemedy);
       },
       py::return_value_policy::reference);
-  m.def("cuda_architectures", [] { return std::string(FUSEDSTEP_CUDA_ARCHITECTURES); });
 #endif
 }

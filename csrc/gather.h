@@ -146,8 +146,8 @@ class Gatherer {
   }
 
   // Whether a tensor's elements are the negatives of what memory holds, which DLPack does not tell.
-  // Such are the imaginary parts of conjugated numbers. They stand two apart, so that a gradient
-  // of more than one has not its parameter's layout.
+  // Those of the imaginary part of a conjugated tensor are. Its stride is 2, so that same_layout()
+  // has refused it already if it has more than one element: only single elements are asked.
   bool negated(PyObject* tensor, const dlpack::Tensor& described) const {
     if (elements(described) != 1) return false;
     const auto answer =

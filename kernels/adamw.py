@@ -38,13 +38,11 @@ def update(s, g, p, state, variant: tl.constexpr):
     m = ema(m, g, beta1, one_minus_beta1)
     # v = beta2 v + (1 - beta2) g^2
     v = ema(v, g * g, beta2, one_minus_beta2)
-    # vmax = max(vmax, v)
-    second_moment = v
-    if amsgrad:
-        second_moment = max(state[2], v)
-    # p -= lr sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2))
-    p = p - div(step_size * m, sqrt(second_moment) + eps)
     new_state = (m, v)
+    # vmax = max(vmax, v)
     if amsgrad:
-        new_state += (second_moment,)
+        v = max(state[2], v)
+        new_state += (v,)
+    # p -= lr sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2))
+    p = p - div(step_size * m, sqrt(v) + eps)
     return p, new_state

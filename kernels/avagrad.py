@@ -5,11 +5,10 @@ import triton.language as tl
 
 from .numerics import div, ema, float64, power, select, sqrt
 
-# by variant: bit 0 released, bit 1 survey
-STATES, SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, 2, True, True, (True, False, True, False)
-SERVES_ALL = (False, False, True, True)
-READS_GRAD = READS_PARAM = MOVES_PARAM = (True, True, False, False)
-READ_ONLY = (0, 0, 2, 2)
+# by variant: paper, released, survey
+STATES, SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, 2, True, True, (True, False, True)
+SERVES_ALL, READ_ONLY = (False, False, True), (0, 0, 2)
+READS_GRAD = READS_PARAM = MOVES_PARAM = (True, True, False)
 
 
 @triton.jit

@@ -34,11 +34,11 @@ DTYPES = {
     torch.float16: tl.float16,
 }
 INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
-# one stage but for the loop that says otherwise
+# the main loop asks for more stages itself
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
 PIECES = 4  # programs that share a chunk
-# of a thread, so that 5 programs fit a multiprocessor, 3 of the larger ones that sum, or 8 of those
-# that only sum one column; float64 may take more
+# at most, of a thread: 5 programs then fit a multiprocessor, 3 of the larger ones that sum, or 8 of
+# those that sum one column; float64 has no limit
 REGISTERS, REGISTERS_TO_SUM, REGISTERS_TO_NORM = 96, 80, 32
 
 

@@ -14,8 +14,8 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-// Blocks that must fit a multiprocessor, and so the registers of a thread: 80, in float64 128. Who
-// reads little needs more blocks to keep memory at work: with 40 registers, or with 32.
+// Blocks that must fit a multiprocessor, which limits a thread's registers: 3 leave it 80, 2 in
+// float64 128. Rules that read three columns or one need 6 (40) or 8 (32) to keep memory busy.
 template <class Rule>
 constexpr int resident() {
   const int reads = Rule::kReadsGrad + Rule::kReadsParam + Rule::kStates;
@@ -53,12 +53,6 @@ struct Columns {
 // Parameters are read from their masters where there are any.
 __device__ __forceinline__ DType source_dtype(const Launch& launch) {
   return launch.master ? DType::f32 : launch.param_dtype;
-}
-
-// State 0 is exp_avg, the one that may be narrower than opmath.
-template <class T>
-__device__ __forceinline__ DType state_dtype(const Launch& launch, int k) {
-  return k == 0 ? launch.exp_avg_dtype : kOpmath<T>;
 }
 
 // A unit of every column in registers: as loaded, then in opmath.

@@ -62,7 +62,7 @@ __device__ void sum_segment(const Launch& launch, std::int64_t segment) {
   for (int k = 0; k < Rule::kSums; ++k) result_of(launch, segment)[k] = sums[k];
 }
 
-// Where a chunk's sums go. It is looked up before the work: after it, nobody hides the wait.
+// Where a chunk's sums go. It is looked up before the work, which hides the wait.
 struct Place {
   double* partial;  // of the first sum
   std::int64_t segment, chunks;
@@ -74,7 +74,7 @@ __device__ __forceinline__ Place place_of(const Launch& launch, const Chunk& chu
           launch.segment_chunks[segment]};
 }
 
-// Stores a chunk's sum of sort k, which thread 0 has.
+// Stores a chunk's k-th sum, which thread 0 has.
 __device__ __forceinline__ void store_partial(const Launch& launch, const Place& place, int k,
                                               double sum) {
   if (threadIdx.x == 0) place.partial[k * launch.slots] = sum;

@@ -14,9 +14,6 @@ inline namespace FUSEDSTEP_LEVEL {
 template <class T>
 constexpr int kUnit = 16 / int(sizeof(T));
 
-template <class T>
-constexpr DType kOpmath = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
-
 // A unit in registers, its bits as they lie in memory; 16-bit elements fill the first half.
 // Widening is a step of its own, so that one column is not waited for before the next is under way.
 struct Bits {
@@ -47,7 +44,7 @@ __device__ __forceinline__ void load_whole(Bits& bits, const void* from) {
   for (int i = 0; i < n; ++i) bits.word[i] = access.word[i];
 }
 
-// By name: where registers are short the compiler takes other stores apart.
+// By inline PTX: where registers are short the compiler splits an ordinary 16-byte store.
 template <int n>
 __device__ __forceinline__ void store_whole(const Bits& bits, void* to) {
   static_assert(n == 4 || n == 2);

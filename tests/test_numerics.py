@@ -118,21 +118,3 @@ def test_the_number_of_threads_changes_nothing():
         torch.set_num_threads(threads)
     assert not testing.differences(results[0], results[1])
     assert not testing.differences(results[0], results[2])
-
-
-def test_cutting_a_tensor_changes_nothing(case, backend, device):
-    """N10: no element's result depends on its index, length or alignment."""
-    generator = torch.Generator().manual_seed(1)
-    values = torch.randn(1500, generator=generator)
-    cuts = [(0, 1500)], [(0, 1), (1, 18), (18, 1029), (1029, 1500)]
-    results = []
-    for pieces in cuts:
-        params = [torch.nn.Parameter(values[a:b].to(device, copy=True)) for a, b in pieces]
-        optimizer = case.cls(params, backend=backend, **dict(case.options))
-        for seed in range(2):
-            g = testing.gradient((1500,), torch.Generator().manual_seed(seed), special=True).float()
-            for p, (a, b) in zip(params, pieces, strict=True):
-                p.grad = g[a:b].to(device)
-            optimizer.step()
-        results.append(torch.cat([p.detach().cpu() for p in params]))
-    assert testing.difference("p", results[1], results[0]) is None

@@ -1,4 +1,4 @@
-"""The optimizers as a user meets them: gradients, AMP, hyper-parameters."""
+"""The optimizers as a user meets them: gradients, hyper-parameters."""
 
 from fractions import Fraction
 
@@ -125,7 +125,7 @@ def test_a_scheduler_drives_the_rate():
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
-def test_lamadam_at_rate_zero_only_decays(form):
+def test_lamadam_at_rate_zero_moves_nothing(form):
     params = model()
     optimizer = fusedstep.LaMAdam(params, lr=0.0, weight_decay=0.5, form=form)
     before = [p.detach().clone() for p in params]

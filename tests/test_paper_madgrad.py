@@ -225,7 +225,7 @@ def test_sparse_gradients_with_momentum_or_decay_are_refused_before_anything_is_
         [[1]], torch.ones(1, 4).double(), (5, 4), check_invariants=True
     )
     optimizer = fusedstep.MADGRAD([p], backend="reference", **option)
-    with pytest.raises((ValueError, TypeError, RuntimeError, NotImplementedError)) as error:
+    with pytest.raises(ValueError) as error:
         optimizer.step()
     assert "MADGRAD" in str(error.value) and "momentum" in str(error.value)
     assert torch.equal(p.detach().flatten(), start()[:20])

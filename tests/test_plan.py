@@ -71,7 +71,7 @@ def test_the_plan_is_kept_and_renewed():
     assert optimizer._plan is not plan
 
 
-def test_a_skipped_row_costs_no_copy_of_gradients():
+def test_a_plan_holds_addresses_of_gradients_and_not_gradients():
     (p,) = params((1000,))
     optimizer = fusedstep.AdamW([p])
     (launch,) = launches(optimizer)

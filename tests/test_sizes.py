@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import torch
 from fusedstep.launch import chunk_table
-from fusedstep.sums import CHUNK, Sums
+from fusedstep.sums import CHUNK, first_slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ LARGE = st.one_of(
 @given(st.lists(LARGE, max_size=5))
 def test_chunks_cover_tensors_of_any_size(sizes):
     """Tables alone: nothing of these sizes is allocated."""
-    table, slots = chunk_table(sizes).astype(np.int64), Sums.slots(sizes)
+    table, slots = chunk_table(sizes).astype(np.int64), first_slots(sizes)
     assert chunk_table(sizes).dtype == np.int32
     begin = 0
     for i, size in enumerate(sizes):

@@ -10,8 +10,6 @@
 
 #if defined(__CUDACC__)
 #define FUSEDSTEP_HD __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define FUSEDSTEP_HD __forceinline
 #else
 #define FUSEDSTEP_HD inline __attribute__((always_inline))
 #endif

@@ -37,7 +37,8 @@ template <class Rule>
 FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) {
   using T = typename Rule::opmath;
   Prologue<Rule> result;
-  // The norm: of what is squared, not even the sign counts.
+  // Who has no hyper-parameters has no scalars; all that it does is to sum squares (the norm), on
+  // which neither clipping nor the gradient's sign has an effect.
   if constexpr (Rule::kHypers == 0) return {{}, T(1), 0, {}, false};
   const std::int64_t row = launch.row[tensor];
   double hyper[Rule::kHypers > 0 ? Rule::kHypers : 1];

@@ -27,7 +27,7 @@ namespace fusedstep {
 
 // What a rule is unless it says otherwise.
 struct RuleDefaults {
-  static constexpr unsigned kVariants = 1;  // 2^(number of template constants)
+  static constexpr unsigned kVariants = 1;  // variants 0, 1, ...: bits, template constants
   static constexpr int kCarried = 0;        // float64 scalars per tensor
   static constexpr int kFading = -1;  // the state that, once zero everywhere, stays zero, or -1
   static constexpr int kSums = 0;
@@ -35,7 +35,8 @@ struct RuleDefaults {
   // The last sum counts those who took part, 1 or 0 each: where it is 0, a segment's sums stay.
   static constexpr bool kCounted = false;
   static constexpr bool kKeepsAbsent = false;  // a tensor without a gradient keeps its share
-  // Memory. Who moves no parameter takes no step: counts and carried scalars stay.
+  // What memory the pass touches. One that moves no parameter is no step: counts and carried
+  // scalars stay.
   static constexpr bool kReadsGrad = true, kReadsParam = true;
   static constexpr bool kMovesParam = true;
   static constexpr int kReadOnly = 0;        // the last states, which are not written
@@ -45,26 +46,28 @@ struct RuleDefaults {
   static FUSEDSTEP_HD bool faded(const double*) { return false; }
 };
 
-// The same for whoever chooses a kernel at run time.
+// The same for whoever chooses a kernel at run time, or compares it with another spelling.
 struct KernelFacts {
   const char* rule;
   unsigned variant;
   bool float64;
   int hypers, states, carried, sums;
   bool emits, counted;
-  bool reads_grad, reads_param, moves_param;
+  bool keeps_absent, reads_grad, reads_param, moves_param;
   int read_only;
+  bool serves_all, counts_all;
 };
 
 inline namespace FUSEDSTEP_LEVEL {
 
 template <class Rule>
 constexpr KernelFacts facts(unsigned variant) {
-  return {Rule::kName,      variant,           sizeof(typename Rule::opmath) == sizeof(double),
-          Rule::kHypers,    Rule::kStates,     Rule::kCarried,
-          Rule::kSums,      Rule::kEmits,      Rule::kCounted,
-          Rule::kReadsGrad, Rule::kReadsParam, Rule::kMovesParam,
-          Rule::kReadOnly};
+  return {Rule::kName,        variant,          sizeof(typename Rule::opmath) == sizeof(double),
+          Rule::kHypers,      Rule::kStates,    Rule::kCarried,
+          Rule::kSums,        Rule::kEmits,     Rule::kCounted,
+          Rule::kKeepsAbsent, Rule::kReadsGrad, Rule::kReadsParam,
+          Rule::kMovesParam,  Rule::kReadOnly,  Rule::kServesAll,
+          Rule::kCountsAll};
 }
 
 template <class Rule>
@@ -92,13 +95,12 @@ constexpr bool check_rule() {
                 "a rule computes in float or double");
   static_assert(Rule::kCarried <= kMaxCarried, "raise kMaxCarried for this rule");
   static_assert(Rule::kSums <= kMaxSums, "raise kMaxSums for this rule");
-  static_assert(Rule::kSums > 0 || !Rule::kEmits, "who emits squares has sums");
-  static_assert(Rule::kReadOnly <= Rule::kStates, "kReadOnly counts states");
+  static_assert(Rule::kSums > 0 || !Rule::kEmits, "a rule that emits squares has kSums > 0");
+  static_assert(Rule::kReadOnly <= Rule::kStates, "kReadOnly is more than kStates");
   static_assert(Rule::kFading != 0 && Rule::kFading < Rule::kStates,
                 "the fading state is -1 or the index of an opmath state");
   static_assert(std::is_trivially_copyable_v<typename Rule::Scalars>,
                 "scalars travel by value, through shared memory too");
-  static_assert((Rule::kVariants & (Rule::kVariants - 1)) == 0, "kVariants is a power of two");
   return true;
 }
 

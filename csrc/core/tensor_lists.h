@@ -63,6 +63,15 @@ enum OwnHyper : int { kMaximize = 0, kMaxGradNorm = 1, kRuleHyper = 2 };
 
 inline namespace FUSEDSTEP_LEVEL {
 
+template <class T>
+constexpr DType kOpmath = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
+
+// State 0 is exp_avg, the one that may be narrower than opmath.
+template <class T>
+FUSEDSTEP_HD DType state_dtype(const Launch& launch, int k) {
+  return k == 0 ? launch.exp_avg_dtype : kOpmath<T>;
+}
+
 FUSEDSTEP_HD std::uint64_t address_of(const Launch& launch, int column, std::int64_t tensor) {
   return launch.address[column * launch.tensors + tensor];
 }

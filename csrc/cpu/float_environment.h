@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
@@ -18,7 +18,7 @@ class FloatEnvironment {
   FloatEnvironment& operator=(const FloatEnvironment&) = delete;
 
  private:
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
   static constexpr std::uint64_t kDefault = 0x1F80;  // MXCSR: all masked, nearest, no FTZ, no DAZ
   static std::uint64_t get() { return _mm_getcsr(); }
   static void set(std::uint64_t value) { _mm_setcsr(static_cast<unsigned>(value)); }

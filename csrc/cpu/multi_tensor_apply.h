@@ -98,7 +98,6 @@ template <class Rule>
 Block<Rule> block_of(const Launch& launch, const Prologue<Rule>& now, std::int64_t tensor,
                      std::int64_t offset, Sums<Rule>& sums) {
   using T = typename Rule::opmath;
-  constexpr DType opmath = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
   Block<Rule> block = {};
   if constexpr (Rule::kReadsGrad) {
     block.grad = column(launch.grad[tensor], launch.grad_dtype, offset);
@@ -111,11 +110,11 @@ Block<Rule> block_of(const Launch& launch, const Prologue<Rule>& now, std::int64
   block.rounds = launch.master != 0;
   if (block.rounds) {
     block.rounded = block.param;
-    block.param = column(address_of(launch, kMaster, tensor), opmath, offset);
+    block.param = column(address_of(launch, kMaster, tensor), kOpmath<T>, offset);
   }
   for (int k = 0; k < Rule::kStates; ++k)
-    block.state[k] = column(address_of(launch, kState + k, tensor),
-                            k == 0 ? launch.exp_avg_dtype : opmath, offset);
+    block.state[k] =
+        column(address_of(launch, kState + k, tensor), state_dtype<T>(launch, k), offset);
   block.faded = now.faded;
   block.sums = &sums;
   return block;

@@ -13,7 +13,7 @@ struct AvaGrad : RuleDefaults {
   static constexpr bool kReleased = kVariant & 1u;
   static constexpr bool kSurvey = kVariant & 2u;  // only sums the eta^2 of v as it is
   static constexpr const char* kName = "avagrad";
-  static constexpr unsigned kVariants = 4;
+  static constexpr unsigned kVariants = 3;
   static constexpr int kHypers = 7, kStates = 2, kSums = 2;
   static constexpr bool kEmits = true, kCounted = true;
   static constexpr bool kKeepsAbsent = !kReleased, kServesAll = kSurvey;

@@ -75,6 +75,4 @@ class AdaMomentum(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.betas(where, group["betas"])
-        checks.flags(where, group, "decoupled_weight_decay", "amsgrad")
         checks.eps_stays(where, group["eps"], 1.0, group["params"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from . import checks
 from .optimizer import FusedOptimizer
 
 
@@ -73,8 +72,6 @@ class AdamW(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.betas(where, group["betas"])
-        checks.flags(where, group, "amsgrad")
         said = group.get("decoupled_weight_decay", self._decoupled)  # by a checkpoint of torch's
         if said != self._decoupled:
             raise ValueError(

@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import checks
-from .launch import Access
 from .optimizer import FusedOptimizer
-
-SURVEY = Access(
-    2, reads_grad=False, reads_param=False, moves_param=False, moves_states=False, emits=True
-)
 
 
 class AvaGrad(FusedOptimizer):
@@ -50,8 +45,6 @@ class AvaGrad(FusedOptimizer):
 
     rule = "avagrad"
     constants = ("released",)
-    passes = (Access(emits=True),)
-    counted = True
     hypers = (
         "lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay",
         "skip_zero_second_moment",
@@ -82,7 +75,7 @@ class AvaGrad(FusedOptimizer):
     @property
     def survey(self):
         """The paper's mean is that of v now; released code takes the group's, a step old."""
-        return None if self.param_groups[0]["form"] == "released" else SURVEY
+        return None if self.param_groups[0]["form"] == "released" else 2
 
     def segments(self):
         groups = self.param_groups
@@ -132,7 +125,6 @@ class AvaGrad(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.betas(where, group["betas"])
         checks.flags(where, group, "skip_zero_second_moment")
         checks.eps_stays(where, group["eps"], 1.0, group["params"])
 

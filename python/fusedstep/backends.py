@@ -62,8 +62,8 @@ class CpuBackend(_Native):
 
     name = "cpu"
 
-    def __init__(self, module=None, level: str | None = None):
-        super().__init__(module)
+    def __init__(self, level: str | None = None):
+        super().__init__()
         self.level = level or (self.module.cpu_levels()[-1] if self.module else None)
 
     def why_not(self, device: torch.device) -> str | None:
@@ -117,13 +117,8 @@ class TritonBackend:
         self.absent = None if triton else f"{reason}; run `pip install triton`"
         self.engine = None
         # triton reads the same variable when the kernels are defined
-        self.interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in (
-            "1",
-            "true",
-            "on",
-            "yes",
-            "y",
-        )
+        switch = os.environ.get("TRITON_INTERPRET", "").lower()
+        self.interpreted = switch in ("1", "true", "on", "yes", "y")
 
     def why_not(self, device: torch.device) -> str | None:
         if self.absent:
@@ -173,7 +168,8 @@ def choose(name: str, device: torch.device) -> Backend:
         if reasons[candidate] is None:
             return BACKENDS[candidate]
     told = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
-    raise RuntimeError(f"no backend can update parameters on {device}: {told}")
+    remedy = "" if name == "auto" else '. Move the parameters, or pass backend="auto"'
+    raise RuntimeError(f"no backend can update parameters on {device}: {told}{remedy}")
 
 
 def available_backends() -> dict[str, str | None]:

@@ -237,7 +237,7 @@ def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
 
 
 def state_value(where: str, name: str, value: float, whole: bool) -> None:
-    """Require a loaded number that is finite, and a count that is one."""
+    """Require a loaded number to be finite, and a ``whole`` one to be a count of steps."""
     if not math.isfinite(value) or (whole and not (0 <= value < 2**53 and value == int(value))):
         raise ValueError(
             f"{where} has as state {name} {value:g}, which is not a "

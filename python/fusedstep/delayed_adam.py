@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from . import checks
 from .optimizer import FusedOptimizer
 
 
@@ -45,7 +44,3 @@ class DelayedAdam(FusedOptimizer):
 
     def hyper_values(self, group):
         return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-
-    def check_group(self, where, group):
-        super().check_group(where, group)
-        checks.betas(where, group["betas"])

@@ -13,7 +13,7 @@ from .state_tensors import MASTER, Slot
 
 
 class KeepsState(torch.optim.Optimizer):
-    """torch's, but states keep their precision: they are not cast to the parameter's dtype."""
+    """torch's Optimizer, but for loaded states: they keep their dtype."""
 
     def has_master(self, p: torch.Tensor) -> bool:
         return self.master_weights and p.dtype.itemsize == 2
@@ -43,8 +43,10 @@ class KeepsState(torch.optim.Optimizer):
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
 
         States written by ``torch.optim`` classes of the same algorithm load too; what they lack
-        (group entries, states) starts at its default. A state that does not fit is an error that
-        changes nothing.
+        (group entries, states) starts at its default.
+
+        Raises:
+            ValueError: a state does not fit its parameter, or a count is none. Nothing has changed.
         """
 
         def keep_from_torch(_, loaded):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from . import checks
-from .launch import Access
 from .optimizer import FusedOptimizer
 
 
@@ -39,10 +37,7 @@ class LAMB(FusedOptimizer):
 
     rule = "lamb"
     hypers = ("lr", "beta1", "beta2", "eps", "weight_decay", "exp_avg_is_bfloat16")
-    passes = (
-        Access(0, moves_param=False, emits=True),
-        Access(1, reads_grad=False, moves_states=False),
-    )
+    passes = (0, 1)
     sums = 2
 
     def __init__(
@@ -73,7 +68,3 @@ class LAMB(FusedOptimizer):
             group["weight_decay"],
             self.state_dtype is torch.bfloat16,
         )
-
-    def check_group(self, where, group):
-        super().check_group(where, group)
-        checks.betas(where, group["betas"])

@@ -93,8 +93,7 @@ class LaProp(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.betas(where, group["betas"])
-        checks.flags(where, group, "amsgrad", "centered")
+        checks.flags(where, group, "centered")
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0, 1.0, high_open=False)
         checks.hyper_in(where, "centered_start", group["centered_start"], 0.0)
         beta2 = group["betas"][1]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from .reference.multi_tensor_apply import facts
 from .step_table import StepTable
-from .sums import Sums, chunk_counts
+from .sums import Sums, chunk_counts, first_slots
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -36,23 +38,12 @@ class Kind(NamedTuple):
         return opmath_of(self.param_dtype)
 
 
-class Access(NamedTuple):
-    """What one pass over the parameters touches, as the rule's constants say in csrc/rules."""
-
-    variant: int = 0  # bits added to the launch's variant
-    reads_grad: bool = True
-    reads_param: bool = True
-    moves_param: bool = True
-    moves_states: bool = True
-    emits: bool = False  # adds to sums
-
-
 class Pass(NamedTuple):
     """A kernel to run over the tables of a launch."""
 
     rule: str
     variant: int
-    emits: bool = False
+    facts: SimpleNamespace  # the rule's, for this variant
     sums: Sums | None = None
     segment: torch.Tensor | None = None  # [N] int64, where there are sums
 
@@ -67,17 +58,17 @@ class Entry(NamedTuple):
     step: torch.Tensor
     states: list[torch.Tensor]
     carried: list[torch.Tensor]
-    constants: int = 0  # the last states, which no pass writes
 
-    def bytes_moved(self, access: Access, grad_dtype: torch.dtype) -> int:
+    def bytes_moved(self, work: Pass, grad_dtype: torch.dtype) -> int:
         """Bytes one pass reads and writes for this tensor."""
+        does = work.facts
         source = self.param if self.master is None else self.master
         states = [state.element_size() for state in self.states]
-        moved = states[: len(states) - self.constants] if access.moves_states else []
-        size = access.reads_grad * grad_dtype.itemsize + sum(states) + sum(moved)
-        size += (access.reads_param + access.moves_param) * source.element_size()
+        size = does.READS_GRAD * grad_dtype.itemsize + sum(states)
+        size += sum(states[: len(states) - does.READ_ONLY])
+        size += (does.READS_PARAM + does.MOVES_PARAM) * source.element_size()
         if self.master is not None:
-            size += access.moves_param * self.param.element_size()
+            size += does.MOVES_PARAM * self.param.element_size()
         return size * self.param.numel()
 
 
@@ -85,7 +76,7 @@ def chunk_table(numels: list[int]) -> np.ndarray:
     """Rows (tensor, chunk within the tensor), int32 ``[chunks, 2]``; sizes beyond 2^32 are fine."""
     counts = chunk_counts(numels)
     tensors = np.repeat(np.arange(len(counts)), counts)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.repeat(first_slots(numels), counts)
     return np.stack([tensors, np.arange(len(tensors)) - first], axis=1).astype(np.int32)
 
 
@@ -163,9 +154,9 @@ class Launch:
         grad, hyper, source = table.split([len(self.entries), size, size])
         return grad, hyper.view(torch.float64).view(shape), source.view(shape)
 
-    def plan_pass(self, rule: str, variant: int, access: Access, sums: Sums | None) -> Pass:
+    def plan_pass(self, rule: str, variant: int, sums: Sums | None) -> Pass:
         segment = None if sums is None else self._int64(sums.segments[self.index])
-        return Pass(rule, variant | access.variant, access.emits, sums, segment)
+        return Pass(rule, variant, facts(rule, variant), sums, segment)
 
     def fields(self, work: Pass) -> dict[str, int]:
         """The native ``Launch`` struct's members for a pass, as integers."""
@@ -194,12 +185,10 @@ class Launch:
         """AMP's ``found_inf`` for a pass that it can skip: one that moves something."""
         return None if work is self.norm or work is self.survey else self.found_inf
 
-    def bytes_moved(self, access: Access) -> int:
-        """Bytes one pass over all tensors reads and writes; no column faded."""
-        return sum(e.bytes_moved(access, self.grad_dtype) for e in self.entries)
-
-    def grad_bytes(self) -> int:
-        return self.grad_dtype.itemsize * self.elements
+    def bytes_moved(self) -> int:
+        """Bytes that a step's passes over all tensors read and write; no column faded."""
+        entries = sum(e.bytes_moved(p, self.grad_dtype) for e in self.entries for p in self.passes)
+        return entries + (self.norm is not None) * self.grad_dtype.itemsize * self.elements
 
     def set_rows(self, rows: list[tuple]) -> None:
         """Enter every group's hyper-parameters. The list that was given last is known to be as it

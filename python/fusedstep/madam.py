@@ -102,7 +102,6 @@ class MAdam(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.flags(where, group, "decoupled_weight_decay", "amsgrad")
         checks.hyper_in(where, "beta1", group["beta1"], 0.0, 1.0)
         lo, hi = checks.pair(where, "beta2_range", group["beta2_range"])
         checks.hyper_in(where, "beta2_range[1]", hi, 0.0, 1.0, low_open=True, high_open=False)

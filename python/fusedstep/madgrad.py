@@ -47,7 +47,6 @@ class MADGRAD(FusedOptimizer):
 
     rule = "madgrad"
     constants = ("without_momentum",)
-    constant_states = ("x0",)
     hypers = ("lr", "momentum", "weight_decay", "eps", "decoupled_weight_decay", "released")
 
     def __init__(
@@ -102,7 +101,6 @@ class MADGRAD(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.flags(where, group, "decoupled_weight_decay")
         checks.hyper_in(where, "momentum", group["momentum"], 0.0, 1.0)
 
     def check_state(self, where, group, state):

@@ -12,11 +12,11 @@ from . import checks, graphs
 from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
-from .launch import Access
 from .plan import Plan, make_plan
 from .watch import Watch
 
 FORMS = ("paper", "released")
+FLAGS = ("maximize", "amsgrad", "decoupled_weight_decay")
 
 
 class FusedOptimizer(KeepsState):
@@ -48,11 +48,9 @@ class FusedOptimizer(KeepsState):
     constants: ClassVar[tuple[str, ...]] = ()  # bits of the kernel variant, lowest first
     hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
-    constant_states: ClassVar[tuple[str, ...]] = ()  # made once and only read; they come last
-    passes: ClassVar[tuple[Access, ...]] = (Access(),)  # over memory, in one step
+    passes: ClassVar[tuple[int, ...]] = (0,)  # over memory, in one step: bits added to the variant
     sums: ClassVar[int] = 0  # sums of squares per segment of the parameters
-    counted: ClassVar[bool] = False  # the last is a count; where it is 0, sums stay
-    survey: ClassVar[Access | None] = None  # the pass that brings the sums a step starts from
+    survey: ClassVar[int | None] = None  # bits of the pass that brings the sums a step starts from
     surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
 
     _step_supports_amp_scaling = True
@@ -128,10 +126,12 @@ class FusedOptimizer(KeepsState):
         checks.max_grad_norm(where, group["max_grad_norm"])
         checks.hyper_in(where, "lr", _not_below_0(group)["lr"], 0.0)
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
-        if "eps" in group:
+        if "eps" in self.defaults:
             checks.hyper_in(where, "eps", group["eps"], 0.0)
+        if "betas" in self.defaults:
+            checks.betas(where, group["betas"])
         checks.one_of(where, "form", group["form"], FORMS)
-        checks.flags(where, group, "maximize")
+        checks.flags(where, group, *(name for name in FLAGS if name in self.defaults))
 
     def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         """Raise on a parameter's state that the group's options cannot go on from."""
@@ -181,9 +181,7 @@ class FusedOptimizer(KeepsState):
             self._plan = plan
         return loss
 
-    def _run(
-        self, plan: Plan, rows: list[tuple], grads: list | None, capturing: bool = False
-    ) -> None:
+    def _run(self, plan: Plan, rows: list[tuple], grads: list | None, capturing: bool) -> None:
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         checks.amp_tensor("grad_scale", grad_scale)
@@ -251,9 +249,7 @@ class FusedOptimizer(KeepsState):
         """Bytes of parameters, gradients and states that a step in this process reads and writes,
         by the plan that is kept from the last one and the sizes of its columns: none of them faded,
         no survey. 0 before a step, and after one with sparse gradients, whose plan is not kept."""
-        launches = self._plan.launches if self._plan else []
-        moved = sum(launch.bytes_moved(a) for launch in launches for a in self.passes)
-        return moved + self.clips() * sum(launch.grad_bytes() for launch in launches)
+        return sum(launch.bytes_moved() for launch in self._plan.launches) if self._plan else 0
 
     @property
     def last_grad_norm(self) -> torch.Tensor | None:

@@ -16,10 +16,11 @@ from torch.nn.parameter import is_lazy
 
 from . import checks, shards, state_tensors
 from .backends import Backend, choose
-from .launch import DTYPE_CODES, Access, Entry, Kind, Launch, Pass
+from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
+from .reference.multi_tensor_apply import facts
 from .sparse import Touched
 from .state_tensors import Slot
-from .sums import Norm, Sums
+from .sums import Norm, Sums, first_slots
 from .versions import Versions
 from .watch import Watch, gatherer
 
@@ -31,11 +32,11 @@ OWN_HYPERS = 2  # maximize, max_grad_norm
 
 
 class Round:
-    """What runs over all launches before the next begins."""
+    """Passes that must all have run, over every launch, before the next round begins."""
 
     def __init__(self, works: list[tuple[Backend, Launch, Pass]]):
         self.works = works
-        self._sums = list(dict.fromkeys(work.sums for _, _, work in works if work.emits))
+        self._sums = list(dict.fromkeys(work.sums for _, _, work in works if work.facts.EMITS))
 
     def run(self) -> None:
         for backend, launch, work in self.works:
@@ -169,19 +170,16 @@ class _Alike(NamedTuple):
     variant: int
     layout: dict[str, Slot]
     states: list[str]
-    constants: int
     master: bool
 
 
 def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
     group = optimizer.param_groups[index]
-    states = list(optimizer.states(group))
     return _Alike(
         index,
         optimizer.variant(group),
         optimizer.state_layout(p, group),
-        states,
-        sum(name in optimizer.constant_states for name in states),
+        list(optimizer.states(group)),
         optimizer.has_master(p),
     )
 
@@ -223,7 +221,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
         shards.check_place("max_grad_norm", [(where, p) for _, where, p, *_ in planned])
 
-    slots = Sums.slots(numels)
+    slots = first_slots(numels)
     touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}
     kinds: dict[Kind, list[Entry]] = {}
     for i, _, p, alike, unfit in planned:
@@ -244,7 +242,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             of_segments = list(dict(zip(segments, axes, strict=True)).values())  # alike in each
             sums = Sums(
                 optimizer.sums, numels, segments, indices, device,
-                totals=totals, axes=of_segments, counted=optimizer.counted,
+                totals=totals, axes=of_segments, counted=facts(optimizer.rule, 0).COUNTED,
             )  # fmt: skip
         if optimizer.clips():
             norm = Norm(numels, axes, indices, device)
@@ -267,7 +265,6 @@ def _entry(
         step=state["step"],
         states=[memory(state[name]) for name in alike.states],
         carried=[state[name] for name in optimizer.carried],
-        constants=alike.constants,
     )
     kind = Kind(
         device=p.device,
@@ -283,14 +280,12 @@ def _entry(
 def _plan_passes(
     optimizer: FusedOptimizer, launch: Launch, sums: Sums | None, norm: Norm | None
 ) -> None:
-    variant = launch.kind.variant
-    launch.passes = [
-        launch.plan_pass(optimizer.rule, variant, access, sums) for access in optimizer.passes
-    ]
+    rule, variant = optimizer.rule, launch.kind.variant
+    launch.passes = [launch.plan_pass(rule, variant | bits, sums) for bits in optimizer.passes]
     if optimizer.survey is not None:
-        launch.survey = launch.plan_pass(optimizer.rule, variant, optimizer.survey, sums)
+        launch.survey = launch.plan_pass(rule, variant | optimizer.survey, sums)
     if norm is not None:
-        launch.norm = launch.plan_pass(GRAD_NORM, 0, Access(emits=True), norm)
+        launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
 
 
 def _lists(optimizer: FusedOptimizer) -> list[list[torch.Tensor]]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .launch import Entry, Launch, Pass
-from .reference.multi_tensor_apply import facts, step_tensor
+from .reference.multi_tensor_apply import step_tensor
 from .reference.numerics import tree
 from .sums import Sums, chunk_counts
 
@@ -23,7 +23,7 @@ class ReferenceBackend:
         found_inf = launch.skip_flag(work)
         if found_inf is not None and found_inf.item() != 0:
             return
-        rule = facts(work.rule, work.variant)
+        rule = work.facts
         counts = chunk_counts([tensor.param.numel() for tensor in launch.entries]).tolist()
         for tensor, chunks in zip(launch.entries, counts, strict=True):
             present = launch.grads[tensor.index] is not None

@@ -59,7 +59,7 @@ def has_place(t: torch.Tensor) -> bool:
 
 
 def axes(t: torch.Tensor) -> tuple[Axis, ...]:
-    """Along which axes other processes have other parts of a tensor that this one has a part of."""
+    """The axes along which a tensor is cut; none where this process holds no part of it."""
     mesh = mesh_of(t)
     if mesh is None or not has_place(t):
         return ()

@@ -26,7 +26,7 @@ def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, 
         The names of what is not there yet: missing, or of another dtype, device or layout.
 
     Raises:
-        ValueError, NotImplementedError: an entry does not fit.
+        ValueError: an entry does not fit.
     """
     unfit = [name for name, slot in layout.items() if not _fits(state.get(name), p, slot)]
     for name in unfit:
@@ -67,7 +67,7 @@ def adopt(
     """Copies of loaded entries as :func:`complete` wants them; entries without a slot as they are.
 
     Raises:
-        ValueError, NotImplementedError: an entry does not fit, or is no count where one must be.
+        ValueError: an entry does not fit, or is no count where one must be.
     """
     if not isinstance(loaded, dict):
         raise ValueError(

@@ -18,6 +18,12 @@ def chunk_counts(numels: Sequence[int]) -> np.ndarray:
     return -(-np.asarray(numels, dtype=np.int64) // CHUNK)
 
 
+def first_slots(numels: Sequence[int]) -> np.ndarray:
+    """Where the chunks of each tensor begin, in a list of the chunks of all."""
+    counts = chunk_counts(numels)
+    return np.cumsum(counts) - counts
+
+
 class Sums:
     """Chunk sums of all parameters of an optimizer on one device, and the sums of their segments.
     Of a DTensor, of the part that this process holds.
@@ -59,8 +65,7 @@ class Sums:
         size = int(segments.max(initial=-1)) + 1
         per_segment = np.bincount(segments, counts, size).astype(np.int64)
         chunks = np.bincount(segments[planned], counts[planned], size).astype(np.int64)
-        self.count, self.device, self._counted = count, device, counted
-        self.segments = segments
+        self.device, self.segments, self._counted = device, segments, counted
         self.partial = torch.zeros((count, int(counts.sum())), dtype=torch.float64, device=device)
         self.begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
         self.chunks = torch.from_numpy(chunks).to(device)
@@ -86,12 +91,6 @@ class Sums:
 
     def _addresses(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64).to(self.device)
-
-    @staticmethod
-    def slots(numels: Sequence[int]) -> np.ndarray:
-        """The slot of every parameter's first chunk."""
-        counts = chunk_counts(numels)
-        return np.cumsum(counts) - counts
 
     def join(self) -> None:
         """Make totals of the results of all processes, each of the parts that it holds."""

@@ -11,7 +11,7 @@ from . import shards
 
 
 class Versions:
-    """Of what steps move, and of the states that a survey reads.
+    """The version counts of the parameters that steps move and of the states that a survey reads.
 
     Args:
         launches: :class:`~fusedstep.launch.Launch` objects.

@@ -40,7 +40,8 @@ def _entries(tree: dict, without: str | None) -> Iterator[Any]:
 
 
 class Watch:
-    """The very objects that a tree of dicts and lists holds. Of them, only these may change."""
+    """The keys and values of a tree of dicts and lists, remembered by identity: it sees that one
+    was replaced, not that its content changed, as tensors' do."""
 
     def __init__(self, tree: dict | list, without: str | None = None):
         self._found: list[Any] = []  # kept alive, or others could take their identity

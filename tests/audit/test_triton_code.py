@@ -21,17 +21,9 @@ MODES = {
     "f16": ("float32", "float16", "float16", "float32", False),
     "bf16-master": ("float32", "bfloat16", "float32", "bfloat16", True),
 }
-VARIANTS = {
-    "adamw": 2,
-    "madam": 4,
-    "lamadam": 2,
-    "laprop": 4,
-    "adamomentum": 2,
-    "avagrad": 3,
-    "delayed_adam": 1,
-    "madgrad": 2,
-    "lamb": 2,
-    "grad_norm": 1,
+VARIANTS = {  # of every rule, how many
+    path.stem: int((re.search(r"kVariants = (\d+)", path.read_text()) or ("", 1))[1])
+    for path in sorted((Path(__file__).parents[2] / "csrc" / "rules").glob("*.h"))
 }
 KERNELS = [
     f"sm_90 {rule} {variant} {mode}"

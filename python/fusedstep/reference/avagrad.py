@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, power, select, sqrt
 
-# by variant: bit 0 released, bit 1 survey
-SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, True, True, (True, False, True, False)
-SERVES_ALL = (False, False, True, True)
-READS_GRAD = MOVES_PARAM = (True, True, False, False)
+# by variant: paper, released, survey
+SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, True, True, (True, False, True)
+SERVES_ALL, READ_ONLY = (False, False, True), (0, 0, 2)
+READS_GRAD = READS_PARAM = MOVES_PARAM = (True, True, False)
 
 
 def scalars(hyper, t, carried, opmath, sums, variant):

@@ -1,6 +1,6 @@
 """The squared norm of all gradients: ``csrc/rules/grad_norm.h`` in numpy."""
 
-SUMS, EMITS, MOVES_PARAM = 1, True, False
+SUMS, EMITS, READS_PARAM, MOVES_PARAM = 1, True, False, False
 
 
 def scalars(hyper, t, carried, opmath, sums, variant):

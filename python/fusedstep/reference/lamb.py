@@ -5,7 +5,8 @@ from types import SimpleNamespace
 from .numerics import div, ema, power, round_bf16, select, sqrt
 
 # by variant: the first pass, the second
-SUMS, EMITS, READS_GRAD, MOVES_PARAM = 2, (True, False), (True, False), (False, True)
+SUMS, EMITS, READS_GRAD = 2, (True, False), (True, False)
+MOVES_PARAM, READ_ONLY = (False, True), (0, 2)
 
 
 def scalars(hyper, t, carried, opmath, sums, variant):

@@ -7,6 +7,7 @@ import numpy as np
 from .numerics import cbrt, div, ema, select, sqrt
 
 COUNTS_ALL = True
+READ_ONLY = (1, 0)  # x0
 
 
 def scalars(hyper, t, carried, opmath):

@@ -17,7 +17,9 @@ DEFAULTS = {
     "COUNTED": False,
     "KEEPS_ABSENT": False,
     "READS_GRAD": True,
+    "READS_PARAM": True,
     "MOVES_PARAM": True,
+    "READ_ONLY": 0,
     "SERVES_ALL": False,
     "COUNTS_ALL": False,
 }
