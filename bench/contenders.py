@@ -18,7 +18,7 @@ ALGORITHMS: dict[str, type[FusedOptimizer]] = {
     for name in fusedstep.__all__
     if isinstance(getattr(fusedstep, name), type)
 }
-MODES = {mode.id: mode for mode in testing.MODES if mode.supported}
+MODES = {mode.id: mode for mode in testing.MODES}
 LONG_DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16"}
 
 Groups = list[dict[str, Any]]

@@ -61,9 +61,11 @@ def pytest_addoption(parser):
 
 def pytest_report_header():
     absent = {name: why for name, why in available_backends().items() if why is not None}
+    old = [mode.id for mode in testing.every_mode() if not mode.supported]
     return [
         f"fusedstep backends under test: {', '.join(TESTED_BACKENDS)}",
         *(f"fusedstep backend not tested: {name}: {why}" for name, why in absent.items()),
+        *(f"fusedstep dtypes not tested: {mode}: this torch is older than 2.10" for mode in old),
     ]
 
 

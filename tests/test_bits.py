@@ -37,7 +37,7 @@ def wanted(case, mode, backend, shapes, full):
 
 def cells(full):
     for backend, mode, case, shapes in product(TESTED_BACKENDS, MODES, CASES, SHAPES):
-        if mode.supported and wanted(case, mode, backend, shapes, full):
+        if wanted(case, mode, backend, shapes, full):
             marks = {case.id.split("-")[0], mode.id, backend, shapes}
             yield pytest.param(
                 case,

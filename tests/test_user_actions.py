@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.training import CLASSES, assert_same, stored
 
-MODES = [mode for mode in testing.MODES if mode.supported]
+MODES = testing.MODES
 CASES = st.sampled_from(CLASSES).flatmap(
     lambda cls: st.sampled_from([case for case in testing.CASES if case.cls is cls])
 )

@@ -85,7 +85,8 @@ class Mode:
         return self.param is self.grad or hasattr(torch.Tensor, "grad_dtype")
 
 
-def _modes() -> list[Mode]:
+def every_mode() -> list[Mode]:
+    """Those that this torch does not support, too."""
     modes = [
         Mode("f32", torch.float32, torch.float32),
         Mode("f32-state16", torch.float32, torch.float32, {"state_dtype": torch.bfloat16}),
@@ -103,7 +104,7 @@ def _modes() -> list[Mode]:
     return modes
 
 
-MODES: list[Mode] = _modes()
+MODES: list[Mode] = [mode for mode in every_mode() if mode.supported]
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "ragged": [(1,), (7,), (1023,), (1025,), (33, 31), ()],
