@@ -17,7 +17,7 @@ def scalars(hyper, t, carried, opmath: tl.constexpr):
     warm = select((lr != 0.0) & (sum1 != 0.0), lr / sum1, float64(0.0))
     correction2 = select(released != 0.0, sum2, 1.0 - power(beta2, t))
     s = (
-        (1.0 - weight_decay).to(opmath),
+        select(lr != 0.0, 1.0 - weight_decay, float64(1.0)).to(opmath),
         beta1.to(opmath),
         beta2.to(opmath),
         (1.0 - beta2).to(opmath),
@@ -61,5 +61,5 @@ def update(s, g, p, state, variant: tl.constexpr):
         moments += (largest,)
     # m = beta1 m + (1 - beta1) lr g / sqrt(n/bc2 + eps)   (released: eps outside of the root)
     m = beta1 * state[0] + div(c_in * g, sqrt(n + eps_in) + eps_out)
-    # p -= m / bc1,  p *= 1 - wd
+    # p -= m / bc1,  p *= 1 - wd unless lr is 0
     return (p - c_out * m) * decay, (m,) + moments  # noqa: RUF005

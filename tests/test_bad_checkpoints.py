@@ -56,6 +56,47 @@ def test_a_spoiled_state_is_refused(cls, what):
         assert_same(stored(optimizer, params), want)
 
 
+@pytest.mark.parametrize("by_hand", [False, True], ids=["loaded", "by hand"])
+@every_class
+def test_a_state_that_lacks_a_part_is_refused(cls, by_hand):
+    params = model((6,), (4, 5))
+    optimizer = cls(params, **{"momentum": 0.0} if cls is fusedstep.MADGRAD else {})
+    train(optimizer, params, 2)
+    saved, state = optimizer.state_dict(), optimizer.state[params[1]]
+    for name in list(state):
+        rest = {key: value for key, value in state.items() if key != name}
+        with pytest.raises(ValueError, match=rf"parameter 1 has a state with .* without {name}: "):
+            if by_hand:
+                optimizer.state[params[1]] = rest
+                optimizer.step()
+            else:
+                optimizer.load_state_dict({**saved, "state": {**saved["state"], 1: rest}})
+        optimizer.state[params[1]] = state
+
+
+def test_a_state_of_another_algorithm_is_refused():
+    params = model()
+    optimizer = fusedstep.LaMAdam(params)
+    train(optimizer, params, 2)
+    with pytest.raises(ValueError, match="parameter 0 has .* without exp_avg_sq: it is anot"):
+        fusedstep.AdamW(params).load_state_dict(optimizer.state_dict())
+    theirs = torch.optim.Adamax(params)
+    train(theirs, params, 1)
+    with pytest.raises(ValueError, match="without exp_avg_sq"):
+        fusedstep.AdamW(params).load_state_dict(theirs.state_dict())
+
+
+def test_amsgrad_and_masters_may_begin_later():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 2)
+    later = fusedstep.AdamW(params, amsgrad=True, master_weights=True)
+    later.load_state_dict(optimizer.state_dict())
+    later.param_groups[0]["amsgrad"] = True
+    train(later, params, 1)
+    assert {"max_exp_avg_sq", "master_param"} <= later.state[params[0]].keys()
+
+
 @pytest.mark.parametrize("count", [-1.0, 0.5, 2.0**60, float("nan")])
 def test_a_count_that_counts_nothing_is_refused(count):
     params = model()

@@ -1,5 +1,9 @@
 """Primitives of the numerics law, reached through whole steps as a user would."""
 
+import ctypes
+import ctypes.util
+import platform
+
 import fusedstep
 import numpy as np
 import pytest
@@ -80,23 +84,68 @@ def flushing():
     torch.set_flush_denormal(False)
 
 
+def run_while(switch, mode):
+    """Six steps, each in a floating-point environment that is switched on and off around it."""
+    scenario = testing.Scenario(CASE, mode, "chunk", "cpu")
+    plain_step = scenario.optimizer.step
+
+    def step():
+        switch(True)
+        try:
+            plain_step()
+            assert switch.is_on(), "the caller's environment was not restored"
+        finally:
+            switch(False)
+
+    scenario.optimizer.step = step
+    for t in range(testing.STEPS):
+        scenario.step(t)
+    return scenario.snapshot()
+
+
+class Flushing:
+    def __call__(self, on):
+        torch.set_flush_denormal(on)
+
+    def is_on(self):
+        return torch.tensor([1e-45]).mul(1).item() == 0
+
+
+class Rounding:
+    """To nearest, or in another direction by its number on x86."""
+
+    def __init__(self, direction):
+        self.direction, self.libm = direction, ctypes.CDLL(ctypes.util.find_library("m"))
+
+    def __call__(self, on):
+        assert self.libm.fesetround(self.direction if on else 0) == 0
+
+    def is_on(self):
+        return self.libm.fegetround() == self.direction
+
+
 @pytest.mark.parametrize("mode", [F32, BF16], ids=lambda m: m.id)
 def test_flush_denormal_changes_nothing(mode, flushing):
     torch.set_flush_denormal(False)
     want = testing.run(CASE, mode, "chunk", "cpu")
-    scenario = testing.Scenario(CASE, mode, "chunk", "cpu")
-    plain_step = scenario.optimizer.step
+    assert not testing.differences(run_while(Flushing(), mode), want)
 
-    def flushed_step():
-        torch.set_flush_denormal(True)
-        plain_step()
-        assert torch.tensor([1e-45]).mul(1).item() == 0, "the caller's mode was not restored"
-        torch.set_flush_denormal(False)
 
-    scenario.optimizer.step = flushed_step
-    for t in range(testing.STEPS):
-        scenario.step(t)
-    assert not testing.differences(scenario.snapshot(), want)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="numbers are x86's")
+@pytest.mark.parametrize("direction", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
+def test_another_rounding_changes_nothing_and_the_reference_refuses_it(direction):
+    switch, want = Rounding(direction), testing.run(CASE, F32, "chunk", "cpu")
+    assert not testing.differences(run_while(switch, F32), want)
+    (p,) = params = [torch.nn.Parameter(torch.ones(3))]
+    p.grad = torch.ones(3)
+    optimizer = fusedstep.AdamW(params, backend="reference")
+    switch(True)
+    try:
+        with pytest.raises(RuntimeError, match=r"rounding to nearest.* fesetround\(FE_TONEAREST\)"):
+            optimizer.step()
+    finally:
+        switch(False)
+    assert torch.equal(p, torch.ones(3))
 
 
 def test_the_reference_refuses_to_flush(flushing):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from fusedstep import testing
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from tests.conftest import TESTED_BACKENDS, device_of
 from tests.training import assert_same, every_class, model, stored, train
@@ -159,6 +160,19 @@ def test_the_decay_of_another_algorithm_is_refused(cls, other):
     with pytest.raises(ValueError, match=f"decoupled_weight_decay is .* {cls} is not. Use {other}"):
         train(optimizer, params, 1)
     assert_same(stored(optimizer, params), before)
+
+
+@every_class
+def test_making_states_for_a_checkpoint_moves_no_parameter(cls):
+    """torch does it by a step with a rate of 0 and gradients of 0."""
+    layer = torch.nn.Linear(8, 8)
+    before = [p.detach().clone() for p in layer.parameters()]
+    optimizer = cls(layer.parameters(), weight_decay=0.5)
+    found = get_optimizer_state_dict(layer, optimizer)
+    assert found["state"]["weight"]["step"] == 1
+    spacing = 2.0**-24 if cls is fusedstep.MADGRAD else 0.0  # momentum p + (1 - momentum) p
+    for p, old in zip(layer.parameters(), before, strict=True):
+        assert torch.allclose(p, old, rtol=2 * spacing, atol=0.0)
 
 
 @every_class

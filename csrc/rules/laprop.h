@@ -1,6 +1,7 @@
 // LaProp. Ziyin et al., "LaProp: Separating Momentum and Adaptivity in Adam" (2020), Algorithms
 // 1-4: LaProp, LaPropW (weight decay), AmsProp (amsgrad), Centered LaProp. Departures: the step is
-// multiplied through by sqrt(1 - beta2^t); centered keeps mean and variance instead of the moments.
+// multiplied through by sqrt(1 - beta2^t); centered keeps mean and variance instead of the moments;
+// no decay at lr = 0.
 #pragma once
 
 #include "core/rule.h"
@@ -28,7 +29,7 @@ struct LaProp : RuleDefaults {
     carried[1] = ema(carried[1], 1.0, beta2, 1.0 - beta2);
     const double warm = select(lr != 0.0 && carried[0] != 0.0, lr / carried[0], 0.0);
     const double correction2 = select(released != 0.0, carried[1], 1.0 - power(beta2, t));
-    return {T(1.0 - weight_decay),
+    return {T(select(lr != 0.0, 1.0 - weight_decay, 1.0)),
             T(beta1),
             T(beta2),
             T(1.0 - beta2),
@@ -64,7 +65,7 @@ struct LaProp : RuleDefaults {
     }
     // m = beta1 m + (1 - beta1) lr g / sqrt(n/bc2 + eps)   (released: eps outside of the root)
     m = s.beta1 * m + div(s.c_in * g, sqrt(n + s.eps_in) + s.eps_out);
-    // p -= m / bc1,  p *= 1 - wd
+    // p -= m / bc1,  p *= 1 - wd unless lr is 0
     p = (p - s.c_out * m) * s.decay;
   }
 };

@@ -210,7 +210,7 @@ def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
     """Require an entry of the state that kernels can take, or that can be copied into one."""
     what = f"has as state {name}"
     remedy = "Load the state of the same model, or clear it (`optimizer.state.pop(p)`)."
-    if scalar and isinstance(value, (int, float)):
+    if scalar and isinstance(value, Real):
         return
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{where} {what} {value!r}, which is not a tensor. {remedy}")

@@ -42,11 +42,12 @@ class KeepsState(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
 
-        States written by ``torch.optim`` classes of the same algorithm load too; what they lack
-        (group entries, states) starts at its default.
+        States written by ``torch.optim`` classes of the same algorithm load too. Group entries that
+        are not there get their defaults; masters and ``max_exp_avg_sq`` begin anew.
 
         Raises:
-            ValueError: a state does not fit its parameter, or a count is none. Nothing has changed.
+            ValueError: a state lacks a part or does not fit its parameter, or a count is none.
+                Nothing has changed.
         """
 
         def keep_from_torch(_, loaded):

@@ -18,7 +18,7 @@ class LaProp(FusedOptimizer):
         p = p - m/(1 - beta1^t)
         m = beta1 m + (1 - beta1) lr g / (sqrt(n/L2) + eps)                 form="released"
         p = p - lr/L1 m,  L1 = beta1 L1 + (1 - beta1) lr,  L2 = beta2 L2 + (1 - beta2)
-        p = p (1 - wd)                                                      both forms
+        p = p (1 - wd)                                                      both, unless lr = 0
 
     .. warning:: The weight decay is NOT multiplied by the learning rate. With lr = 4e-4, AdamW's
         weight_decay=0.1 corresponds to 4e-5 here.
@@ -46,7 +46,8 @@ class LaProp(FusedOptimizer):
     parameter and step, 8 more with ``amsgrad``, 8 more with ``centered``.
 
     Source: Ziyin, Wang, Ueda, "LaProp: Separating Momentum and Adaptivity in Adam" (2020),
-    Algorithms 1 to 4. Departure: centered stores mean and variance, which cannot become negative.
+    Algorithms 1 to 4. Departures: centered stores mean and variance, which cannot become negative;
+    no decay at lr = 0, a step by which torch makes the states that it loads a checkpoint into.
     """
 
     rule = "laprop"

@@ -217,25 +217,18 @@ class FusedOptimizer(KeepsState):
         """Every group's hyper-parameters: checked, and another list, where an option changed."""
         if self._options is not None and self._options.holds(self.param_groups):
             return self._rows
-        try:
-            rows = [
-                (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
-                for group in map(_not_below_0, self.param_groups)
-            ]
-        except (TypeError, ValueError):
-            self._check_groups()  # says it better
-            raise
-        self._check_groups()
+        for i, group in enumerate(self.param_groups):
+            self.check_group(self.where(i), group)
+        rows = [
+            (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
+            for group in map(_not_below_0, self.param_groups)
+        ]
         kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in self.param_groups]
         if kernels != self._kernels:
             self._plan = None
         self._kernels, self._rows = kernels, rows
         self._options = Watch(self.param_groups, without="params")
         return rows
-
-    def _check_groups(self) -> None:
-        for i, group in enumerate(self.param_groups):
-            self.check_group(self.where(i), group)
 
     def where(self, group: int, param: int | None = None) -> str:
         """How error messages name a group or a parameter."""

@@ -9,6 +9,7 @@ import torch
 from . import checks, shards
 
 MASTER = "master_param"  # a float32 copy of a 16-bit parameter
+LATE = ("max_exp_avg_sq",)  # what an option may add to a state that is there
 
 
 class Slot(NamedTuple):
@@ -26,8 +27,17 @@ def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, 
         The names of what is not there yet: missing, or of another dtype, device or layout.
 
     Raises:
-        ValueError: an entry does not fit.
+        ValueError: an entry does not fit, or some are there and others, which belong to them, not.
     """
+    held = [name for name in layout if name in state]
+    needed = [name for name, slot in layout.items() if slot.fill is not None and name not in LATE]
+    lacking = [name for name in needed if name not in state]
+    if held and lacking:
+        raise ValueError(
+            f"{where} has a state with {', '.join(held)} and without {', '.join(lacking)}: it is "
+            f"another algorithm's, or has lost a part. Load the state of the same class and "
+            f"options, or begin anew (`optimizer.state.pop(p)`)."
+        )
     unfit = [name for name, slot in layout.items() if not _fits(state.get(name), p, slot)]
     for name in unfit:
         if name in state:

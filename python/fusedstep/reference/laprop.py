@@ -13,7 +13,7 @@ def scalars(hyper, t, carried, opmath):
     warm = select((lr != 0.0) & (carried[0] != 0.0), lr / carried[0], 0.0)
     correction2 = select(released != 0.0, carried[1], 1.0 - power(beta2, t))
     return SimpleNamespace(
-        decay=opmath(1.0 - weight_decay),
+        decay=opmath(select(lr != 0.0, 1.0 - weight_decay, 1.0)),
         beta1=opmath(beta1),
         beta2=opmath(beta2),
         one_minus_beta2=opmath(1.0 - beta2),
@@ -49,5 +49,5 @@ def update(s, g, p, state, variant):
     # m = beta1 m + (1 - beta1) lr g / sqrt(n/bc2 + eps)   (released: eps outside of the root)
     m = s.beta1 * m + div(s.c_in * g, sqrt(n + s.eps_in) + s.eps_out)
     state[0] = m
-    # p -= m / bc1,  p *= 1 - wd
+    # p -= m / bc1,  p *= 1 - wd unless lr is 0
     return (p - s.c_out * m) * s.decay

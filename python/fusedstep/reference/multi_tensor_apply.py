@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from .numerics import div, narrow, refuse_flushing, select, sqrt, square, tree, widen
+from .numerics import check_environment, div, narrow, select, sqrt, square, tree, widen
 
 CHUNK = 16384  # elements; N7
 
@@ -87,7 +87,7 @@ def step_tensor(
         ``(param, master, states, carried, partial)``: new arrays of the given dtypes, and float64
         ``[SUMS, chunks]``, what the pass adds to the sums.
     """
-    refuse_flushing()
+    check_environment()
     module, rule_facts = module_of(rule), facts(rule, variant)
     carried = np.array(carried, dtype=np.float64)
     with_sums = [np.asarray(sums), variant] if rule_facts.SUMS else []

@@ -3,8 +3,14 @@
 import numpy as np
 
 
-def refuse_flushing() -> None:
-    """Raise where this thread flushes subnormals to zero: the law could not be kept (N11)."""
+def check_environment() -> None:
+    """Raise where this thread flushes subnormals to zero or does not round to nearest (N11)."""
+    quarters = np.array([2.0**-25, 3 * 2.0**-25], dtype=np.float32)  # of the spacing at 1
+    if ((quarters + np.float32(1)) != np.array([1.0, 1.0 + 2.0**-23], dtype=np.float32)).any():
+        raise RuntimeError(
+            "the reference backend needs rounding to nearest, but this thread rounds in another "
+            "direction; call fesetround(FE_TONEAREST) first, or use backend='cpu'"
+        )
     smallest = np.array([1e-45], dtype=np.float32)
     if (smallest * np.float32(1))[0] == 0:
         raise RuntimeError(
