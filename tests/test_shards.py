@@ -1,6 +1,7 @@
 """DTensors: every process steps the part it holds, to the bits of a step on the whole tensor."""
 
 import math
+import weakref
 from functools import partial
 from itertools import product
 
@@ -197,6 +198,16 @@ def test_parts_are_found_without_python(alone, monkeypatch):
     params[0].grad = distribute_tensor(whole[0].grad, alone, [Replicate()])
     with pytest.raises(TypeError, match="not callable"):
         optimizer.step()  # cut in another way than its parameter: Python's business
+
+
+def test_a_plan_keeps_no_part_alive(alone):
+    params = distribute(with_gradients((4,)), alone, [[Shard(0)]])
+    optimizer = fusedstep.AdamW(params)
+    optimizer.step()
+    old = weakref.ref(params[0]._local_tensor)
+    params[0]._local_tensor = params[0]._local_tensor.clone()
+    assert old() is None
+    optimizer.step()
 
 
 def processes_do_not_wait_for_each_other():

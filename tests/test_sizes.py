@@ -43,15 +43,14 @@ def test_chunks_cover_tensors_of_any_size(sizes):
 def move(launch, elements):
     """Let a launch's only tensor begin that many elements before its memory, and end where it did.
     The chunk that is there is then the last of many."""
-    entry, chunks = launch.entries[0], elements // CHUNK
+    chunks = elements // CHUNK
     launch.chunk[:, 1] += chunks
     launch.numel += elements
     launch.slot -= chunks  # its place among the chunk sums is the same
     launch.grad -= elements * launch.grad_dtype.itemsize
-    memory = [entry.param, entry.master, None, *entry.states]
-    for column, tensor in enumerate(memory):
-        if tensor is not None:
-            launch.address[column] -= elements * tensor.element_size()
+    sizes = [launch.param_dtype.itemsize, torch.float32.itemsize * launch.master, 0]
+    for column, size in enumerate([*sizes, *launch.state_sizes]):
+        launch.address[column] -= elements * size
 
 
 @on_every_backend

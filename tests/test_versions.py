@@ -1,5 +1,7 @@
 """What torch counts of writes into tensors: autograd sees our steps, and AvaGrad others' writes."""
 
+from types import SimpleNamespace
+
 import fusedstep
 import pytest
 import torch
@@ -47,7 +49,8 @@ def test_a_distributed_tensor_is_counted_whole_and_in_part():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(versions.shards, "is_dtensor", lambda t: t is whole)
         patch.setattr(versions.shards, "local", lambda t: part)
-        versions.count_changes(versions._whole_and_part([whole]))
+        launch = SimpleNamespace(some_absent=lambda: None)
+        versions.Versions([launch], [[whole]], []).count_step()
     assert whole._version == part._version == 1
 
 

@@ -15,6 +15,7 @@ from .sums import Sums, chunk_counts, first_slots
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
+OWN_HYPERS = 2  # of a row, before the rule's: maximize, max_grad_norm
 NUMBERS = {float, int, bool}  # a row of other types, np.float64 too, is searched for tensors
 
 
@@ -49,27 +50,15 @@ class Pass(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One tensor of a launch: the memory its step reads and writes."""
+    """One tensor of a launch: the memory its step reads and writes, until it is let go."""
 
     index: int  # in the flat list of the optimizer's parameters
     group: int
-    param: torch.Tensor
+    param: torch.Tensor | None
     master: torch.Tensor | None
-    step: torch.Tensor
+    step: torch.Tensor | None
     states: list[torch.Tensor]
     carried: list[torch.Tensor]
-
-    def bytes_moved(self, work: Pass, grad_dtype: torch.dtype) -> int:
-        """Bytes one pass reads and writes for this tensor."""
-        does = work.facts
-        source = self.param if self.master is None else self.master
-        states = [state.element_size() for state in self.states]
-        size = does.READS_GRAD * grad_dtype.itemsize + sum(states)
-        size += sum(states[: len(states) - does.READ_ONLY])
-        size += (does.READS_PARAM + does.MOVES_PARAM) * source.element_size()
-        if self.master is not None:
-            size += does.MOVES_PARAM * self.param.element_size()
-        return size * self.param.numel()
 
 
 def chunk_table(numels: list[int]) -> np.ndarray:
@@ -119,6 +108,9 @@ class Launch:
             [address_of(t) for t in (e.param, e.master, e.step, *e.states, *e.carried)]
             for e in self.entries
         ]
+        first = self.entries[0]  # which all others are like
+        self.columns = self.hypers - OWN_HYPERS, len(first.states), len(first.carried)
+        self.state_sizes = [state.element_size() for state in first.states]
         self.elements = sum(numels)
         self.index = np.array([e.index for e in self.entries])
         self.chunk = torch.from_numpy(chunk_table(numels)).to(self.device)
@@ -185,10 +177,24 @@ class Launch:
         """AMP's ``found_inf`` for a pass that it can skip: one that moves something."""
         return None if work is self.norm or work is self.survey else self.found_inf
 
+    def let_go(self) -> None:
+        """Forget tensors whose addresses the tables have: a plan must not keep them alive."""
+        nothing = {"param": None, "master": None, "step": None, "states": [], "carried": []}
+        self.entries = [entry._replace(**nothing) for entry in self.entries]
+
     def bytes_moved(self) -> int:
         """Bytes that a step's passes over all tensors read and write; no column faded."""
-        entries = sum(e.bytes_moved(p, self.grad_dtype) for e in self.entries for p in self.passes)
-        return entries + (self.norm is not None) * self.grad_dtype.itemsize * self.elements
+        norm = (self.norm is not None) * self.grad_dtype.itemsize
+        return self.elements * sum(map(self._bytes_of, self.passes), norm)
+
+    def _bytes_of(self, work: Pass) -> int:
+        """Bytes one pass reads and writes for an element."""
+        does, states = work.facts, self.state_sizes
+        source = torch.float32 if self.master else self.param_dtype
+        size = does.READS_GRAD * self.grad_dtype.itemsize
+        size += sum(states) + sum(states[: len(states) - does.READ_ONLY])
+        size += (does.READS_PARAM + does.MOVES_PARAM) * source.itemsize
+        return size + self.master * does.MOVES_PARAM * self.param_dtype.itemsize
 
     def set_rows(self, rows: list[tuple]) -> None:
         """Enter every group's hyper-parameters. The list that was given last is known to be as it

@@ -13,7 +13,7 @@ from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .plan import Plan, make_plan
-from .watch import Watch
+from .watch import Watch, contents
 
 FORMS = ("paper", "released")
 FLAGS = ("maximize", "amsgrad", "decoupled_weight_decay")
@@ -166,7 +166,8 @@ class FusedOptimizer(KeepsState):
         if capturing:
             graphs.check_plan(self, plan if now else None)
         if now is None:
-            self._plan, plan = None, make_plan(self)
+            self._plan = plan = None
+            plan = make_plan(self)
             now = plan.collect(self)
             if now is None:
                 raise RuntimeError(
@@ -195,7 +196,8 @@ class FusedOptimizer(KeepsState):
                 launch.set_rows(rows)
                 if capturing:
                     table = launch.step_table.capture()
-                    self._captured.append((plan, rows, grad_scale, found_inf, table))
+                    read = (plan, contents(self.state), rows, grad_scale, found_inf, table)
+                    self._captured.append(read)
                 else:
                     launch.step_table.send()
                 launch.grads = grads

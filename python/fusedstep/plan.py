@@ -8,6 +8,7 @@ and hyper-parameters are brought up to date.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from . import checks, shards, state_tensors
 from .backends import Backend, choose
-from .launch import DTYPE_CODES, Entry, Kind, Launch, Pass
+from .launch import DTYPE_CODES, OWN_HYPERS, Entry, Kind, Launch, Pass
 from .reference.multi_tensor_apply import facts
 from .sparse import Touched
 from .state_tensors import Slot
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
 
 GRAD_NORM = "grad_norm"  # the rule whose sum is the squared norm of all gradients
-OWN_HYPERS = 2  # maximize, max_grad_norm
 
 
 class Round:
@@ -46,7 +46,8 @@ class Round:
 
 
 class Plan:
-    """The launches of one optimizer's step, and the facts they were planned on."""
+    """The launches of one optimizer's step, and the facts they were planned on. It keeps no state
+    alive and no memory of a parameter: who moves them elsewhere, to offload them, frees them."""
 
     def __init__(
         self,
@@ -61,15 +62,17 @@ class Plan:
         self.surveyed: tuple | None = None  # on what, see FusedOptimizer._run
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         lists = _lists(optimizer)
-        self._lists, self._state = Watch(lists), Watch(optimizer.state)
-        self._sums = Watch(optimizer.kept_sums())
+        self._lost: list[weakref.ref] = []  # who died of those that were planned on
+        self._lists, self._state = Watch(lists), Watch(optimizer.state, lost=self._lost)
+        self._sums = Watch(optimizer.kept_sums(), lost=self._lost)
         self._params = [p for params in lists for p in params]
         self._dtypes = [planned.get(i) for i in range(len(self._params))]
         # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do:
         # looking at all would take as long as the rest of a small step.
         ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
         fixed = [t for e in ends for t in (e.step, *e.states, e.master, *e.carried)]
-        self._fixed = [t for t in (*fixed, *optimizer.kept_sums()) if t is not None]
+        fixed = [t for t in (*fixed, *optimizer.kept_sums()) if t is not None]
+        self._fixed = [weakref.ref(t, self._lost.append) for t in fixed]
         served = [[self._params[e.index] for e in launch.entries] for launch in launches]
         states = (optimizer.state[p] for params in served for p in params)
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
@@ -79,7 +82,9 @@ class Plan:
             codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
             places = {i: place for launch in launches for i, place in launch.gradient_places()}
             places = [places.get(i, 0) for i in range(len(codes))]
-            self._gatherer = gatherer(self._params, codes, places, self._fixed)
+            self._gatherer = gatherer(self._params, codes, places, fixed)
+            for launch in launches:
+                launch.let_go()
 
         def round_of(passes: Iterable[Pass | None]) -> Round:
             pairs = zip(launches, passes, strict=True)
@@ -102,7 +107,9 @@ class Plan:
     def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list | None] | None:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
         the gradients where addresses do not suffice; or None where the plan no longer fits."""
-        if self.backend != optimizer.backend or not (
+        if self._lost or self.backend != optimizer.backend:
+            return None
+        if not (
             self._lists.holds(_lists(optimizer))
             and self._state.holds(optimizer.state)
             and self._sums.holds(optimizer.kept_sums())
@@ -140,7 +147,7 @@ class Plan:
         params = zip(self._params, self._dtypes, strict=True)
         planned = [shards.local(p) for p, dtype in params if dtype]
         facts = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in planned]
-        return facts + [t.data_ptr() for t in self._fixed]
+        return facts + [t().data_ptr() for t in self._fixed]
 
     def _fit(self, grads: list[torch.Tensor | None]) -> bool:
         """Give gradients their parameter's layout and sign; False where one is not as planned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from itertools import compress
 
@@ -21,25 +22,28 @@ class Versions:
 
     def __init__(self, launches: list, served: list[list[torch.Tensor]], surveyed: Iterable):
         self._launches, self._served = launches, served
-        self._moved = [_whole_and_part(params) for params in served]
-        self._surveyed = [t for t in _whole_and_part(list(surveyed)) if not t.is_inference()]
+        self._distributed = any(shards.is_dtensor(p) for params in served for p in params)
+        self._surveyed = [weakref.ref(t) for t in surveyed if not t.is_inference()]
 
     def surveyed(self) -> list[int]:
         """How often torch's operations have written into the states that a survey reads."""
-        return [t._version for t in self._surveyed]
+        return [t._version for t in self._with_parts([ref() for ref in self._surveyed])]
 
     def count_step(self) -> None:
         """Count a change of every parameter with a gradient: kernels do not do so by themselves. A
         backward pass through what was computed from it before is then an error, and not wrong."""
-        for launch, params, moved in zip(self._launches, self._served, self._moved, strict=True):
+        for launch, params in zip(self._launches, self._served, strict=True):
             some = launch.some_absent()
-            count_changes(moved if some is None else _whole_and_part(list(compress(params, some))))
+            moved = params if some is None else list(compress(params, some))
+            count_changes(self._with_parts(moved))
 
-
-def _whole_and_part(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors, and of those that are distributed also what this process holds: operations write
-    into either, and autograd looks at either."""
-    return tensors + [shards.local(t) for t in tensors if shards.is_dtensor(t)]
+    def _with_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Tensors, and of those that are distributed also what this process holds: operations write
+        into either, and autograd looks at either."""
+        if not self._distributed:
+            return tensors
+        parts = [shards.local(t) for t in tensors if shards.is_dtensor(t)]
+        return tensors + [part for part in parts if not part.is_inference()]
 
 
 def count_changes(tensors: list[torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -22,7 +23,7 @@ def native():
     return _native
 
 
-def contents(tree: dict | list, without: str | None) -> list[Any]:
+def contents(tree: dict | list, without: str | None = None) -> list[Any]:
     """Keys and values that a tree of dicts and lists holds, every dict and list followed by what it
     holds itself; entries of dicts under the key ``without`` are left out."""
     found = []
@@ -41,15 +42,30 @@ def _entries(tree: dict, without: str | None) -> Iterator[Any]:
 
 class Watch:
     """The keys and values of a tree of dicts and lists, remembered by identity: it sees that one
-    was replaced, not that its content changed, as tensors' do."""
+    was replaced, not that its content changed, as tensors' do.
 
-    def __init__(self, tree: dict | list, without: str | None = None):
+    Args:
+        tree: what is remembered.
+        without: a key of dicts that is left out with its value.
+        lost: where a weak reference to each tensor that dies is put, as another may then take its
+            identity: nothing is known any more. None: all are kept alive.
+    """
+
+    def __init__(
+        self, tree: dict | list, without: str | None = None, lost: list[weakref.ref] | None = None
+    ):
         self._found: list[Any] = []  # kept alive, or others could take their identity
         self._without = without
         if native() is None:
             self._found = contents(tree, without)
-        else:
-            self.holds = native().Watch(tree, without, self._found).holds
+            return
+        self.holds = native().Watch(tree, without, self._found).holds
+        if lost is not None:
+            self._found = [
+                weakref.ref(held, lost.append) if isinstance(held, torch.Tensor) else held
+                for held in self._found
+                if not isinstance(held, (dict, list))  # it is looked into them anyway
+            ]
 
     def holds(self, tree: dict | list) -> bool:
         """Whether a tree holds them and no others, in the same order."""
