@@ -32,9 +32,11 @@ $(VENV)/installed: requirements-dev.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
+# The stamp is of before the build: what is written while it runs is built next time.
 $(VENV)/built: $(VENV)/installed $(SOURCES)
+	touch $@.new
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
-	touch $@
+	mv $@.new $@
 
 pretrain: $(VENV)/built
 	$(BIN)/python examples/pretrain_bert.py $(ARGS)

@@ -100,6 +100,8 @@ def apply(launch, work) -> None:
     sums, key = work.sums, ("triton", work.rule, work.variant)
     if key not in launch.handles:
         compiled_for = {**constants(launch, work), **options(launch, work)}
+        columns = launch.columns[0], compiled_for["STATES"], compiled_for["CARRIED"]
+        launch.check_columns(work.rule, columns)
         launch.handles[key] = (programs(launch, work),), compiled_for
     grid, compiled_for = launch.handles[key]
     tables = (None,) * 9

@@ -72,10 +72,12 @@ def play(
 
 def assert_close(got, want, lr, tolerance=1e-12):
     """Every step's parameters agree to ``tolerance`` of a step of size lr."""
-    worst = max(float((a - b).abs().max()) for a, b in zip(got, want, strict=True))
     moved = float((want[-1] - start()).abs().max())
     assert moved > lr / 10, "the transcription does not move: nothing was compared"
-    assert worst <= tolerance * max(lr, 1.0), f"{worst:.3g} apart"
+    allowed = tolerance * max(lr, 1.0)
+    for t, (a, b) in enumerate(zip(got, want, strict=True), 1):
+        apart = float((a - b).abs().max())
+        assert apart <= allowed, f"step {t}: {apart:.3g} apart, {allowed:.3g} is allowed"
 
 
 def assert_forms_differ(cls, lr, changing=True, least=1e-6, **options):

@@ -155,7 +155,7 @@ def test_peers_have_algorithms_of_ours():
         (["--set", "bert-huge"], "there is no set 'bert-huge'; there are bert-base, "),
         (["--set", "3x0"], "there is no set '3x0'"),
         (["--set", "2x8@3"], "there is no set '2x8@3'"),
-        (["--algorithms", "adamw,lion"], "there is no algorithm 'lion'; there are LAMB, "),
+        (["--algorithms", "adamw,nosuch"], "there is no algorithm 'nosuch'; there are LAMB, "),
         (["--backends", "gpu"], "there is no backend 'gpu'; there are cuda, triton, cpu, "),
         (["--backends", "cuda"], "backend 'cuda' cannot run on cpu: "),
         (["--dtype", "f8"], "there is no dtype 'f8'; there are f32, "),

@@ -7,6 +7,7 @@ import lightning
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from lightning.pytorch.plugins import MixedPrecision
 
 from tests.training import assert_same, every_class
@@ -108,6 +109,8 @@ def test_lightning_with_a_scaler_clips_in_the_step():
 @every_class
 def test_accelerate_accumulates_gradients(cls):
     options = {"lr": 0.05, "max_grad_norm": 0.1}
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a Trainer that ran before
+    GradientState._reset_state()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     net = network()
     net, optimizer = accelerator.prepare(net, cls(net.parameters(), **options))

@@ -109,6 +109,31 @@ def test_a_plan_keeps_no_state_alive(cls, form):
     assert old and not any(ref() is not None for ref in old)
 
 
+@pytest.mark.parametrize("more", ["hypers", "states", "carried"])
+def test_a_class_that_differs_from_its_kernel_is_refused(more, backend, device):
+    """A stale build, or a rule whose files disagree, would move memory that is another's."""
+
+    class Other(fusedstep.LaProp):
+        hypers = fusedstep.LaProp.hypers + ("more",) * (more == "hypers")
+        carried = fusedstep.LaProp.carried | ({"more": 0.0} if more == "carried" else {})
+
+        def states(self, group):
+            return super().states(group) | ({"more": 0.0} if more == "states" else {})
+
+        def hyper_values(self, group):
+            return super().hyper_values(group) + (0.0,) * (more == "hypers")
+
+    (p,) = params((100,), device=device)
+    optimizer = Other([p], backend=backend)
+    if backend == "triton" and more == "hypers":
+        return  # its kernel unpacks the row, which does not compile
+    with pytest.raises(
+        RuntimeError, match=r"laprop: .* has \(.*the kernel takes \(7, 2, 2\)"
+    ):
+        optimizer.step()
+    assert torch.equal(p, torch.ones_like(p))
+
+
 def test_a_resized_parameter_is_planned_anew():
     (p,) = params((1000,))
     optimizer = fusedstep.AdamW([p])

@@ -50,7 +50,9 @@ class _Native:
             for field, value in launch.fields(work).items():
                 setattr(struct, field, value)
             struct.grad_norm_sq = address_of(launch.grad_norm_sq(work))
-            launch.handles[key] = (find(work.rule, work.variant, launch.float64), struct)
+            kernel = find(work.rule, work.variant, launch.float64)
+            launch.check_columns(work.rule, (kernel.hypers, kernel.states, kernel.carried))
+            launch.handles[key] = kernel, struct
         kernel, struct = launch.handles[key]
         struct.grad_scale = address_of(launch.grad_scale)
         struct.found_inf = address_of(launch.skip_flag(work))

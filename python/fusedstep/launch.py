@@ -177,6 +177,16 @@ class Launch:
         """AMP's ``found_inf`` for a pass that it can skip: one that moves something."""
         return None if work is self.norm or work is self.survey else self.found_inf
 
+    def check_columns(self, rule: str, takes: tuple[int, int, int]) -> None:
+        """Require that a kernel takes the hyper-parameters, states and carried scalars that there
+        are: it would move other memory. A rule without states sums gradients, of any tables."""
+        if takes[1] and takes != self.columns:
+            raise RuntimeError(
+                f"{rule}: the optimizer's class has {self.columns} hyper-parameters, states and "
+                f"carried scalars, and the kernel takes {takes}. Build again (`pip install .`), or "
+                f"make the rule's files agree."
+            )
+
     def let_go(self) -> None:
         """Forget tensors whose addresses the tables have: a plan must not keep them alive."""
         nothing = {"param": None, "master": None, "step": None, "states": [], "carried": []}

@@ -46,6 +46,7 @@ def build() -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "build.ninja").exists():
+            print("building the emulated CUDA kernels: minutes, once", file=sys.__stderr__)
             _run(
                 *("cmake", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(folder)),
                 f"-DPython_EXECUTABLE={sys.executable}",

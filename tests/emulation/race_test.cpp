@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -52,7 +53,7 @@ class Model {
     const double values[] = {1e-3, 0.9, 0.5, 0.98, 0.9, 1e-8, 0.01, 1, 1e-16, 0};
     for (int r = 0; r < 2; ++r) {
       hyper_.insert(hyper_.end(), {double(r), 1.0});  // maximize, max_grad_norm
-      hyper_.insert(hyper_.end(), values, values + kernel.hypers);
+      for (int j = 0; j < kernel.hypers; ++j) hyper_.push_back(values[j % std::size(values)]);
     }
     source_.assign(hyper_.size(), 0);
     if (kernel.hypers > 0) source_[kRuleHyper] = address_of_value(&lr_) + 1;
