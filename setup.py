@@ -45,7 +45,14 @@ class BuildWithCMake(build_ext):
         subprocess.run(["cmake", "--install", build, "--prefix", target], check=True)
 
 
+def native_files() -> list[str]:
+    """What the build reads; a source archive takes it along."""
+    folders = (ROOT / name for name in ("cmake", "csrc", "kernels"))
+    files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix != ".pyc"]
+    return [path.relative_to(ROOT).as_posix() for path in (ROOT / "CMakeLists.txt", *files)]
+
+
 setup(
-    ext_modules=[Extension("fusedstep._native", sources=[])],
+    ext_modules=[Extension("fusedstep._native", sources=[], depends=native_files())],
     cmdclass={"build_ext": BuildWithCMake},
 )

@@ -13,8 +13,8 @@ class Watch {
  public:
   // without: a key of dicts that is left out with its value, or None. found: an empty list that is
   // given what the tree holds, every dict and list followed by what it holds itself. Whoever makes
-  // a Watch keeps that alive, where Python's garbage collector sees it, or asks no more once some of
-  // it is gone; but for dicts and lists, which are looked into.
+  // a Watch keeps that alive, where Python's garbage collector sees it, or asks no more once some
+  // of it is gone. Dicts and lists may go, as they are looked into.
   Watch(const pybind11::object& tree, const pybind11::object& without, const pybind11::list& found)
       : without_(without) {
     if (!walk(tree.ptr(), found.ptr())) throw pybind11::error_already_set();

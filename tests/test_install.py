@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,21 @@ def import_without(*missing):
         capture_output=True,
         text=True,
     )
+
+
+def test_a_source_archive_has_all_that_a_build_reads(tmp_path):
+    listed = ["git", "ls-files", "CMakeLists.txt", "setup.py", "cmake", "csrc", "kernels", "python"]
+    said = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True)
+    names = said.stdout.split()
+    for name in (*names, "pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    make = "from setuptools import build_meta; build_meta.build_sdist('.')"
+    subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as held:
+        found = {name.partition("/")[2] for name in held.getnames()}
+    assert len(names) > 80 and set(names) <= found
 
 
 def test_without_triton_the_rest_works():

@@ -127,9 +127,7 @@ def test_a_class_that_differs_from_its_kernel_is_refused(more, backend, device):
     optimizer = Other([p], backend=backend)
     if backend == "triton" and more == "hypers":
         return  # its kernel unpacks the row, which does not compile
-    with pytest.raises(
-        RuntimeError, match=r"laprop: .* has \(.*the kernel takes \(7, 2, 2\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"laprop: .* has \(.*the kernel takes \(7, 2, 2\)"):
         optimizer.step()
     assert torch.equal(p, torch.ones_like(p))
 
