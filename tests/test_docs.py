@@ -203,6 +203,13 @@ def build_example(root: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_test_file_is_in_the_guide():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:tests/)?(test_[\w*]+\.py)`", page)
+    for path in (ROOT / "tests").glob("test_*.py"):
+        assert any(map(path.match, named)), path.name
+
+
 def test_the_worked_example_is_whole():
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     names = {block["path"] for block in NAMED.finditer(page)}
