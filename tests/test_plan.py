@@ -1,7 +1,5 @@
 """Tables and launches, without running a kernel where none is needed."""
 
-import weakref
-
 import fusedstep
 import pytest
 import torch
@@ -79,57 +77,6 @@ def test_a_plan_holds_addresses_of_gradients_and_not_gradients():
     (launch,) = launches(optimizer)
     assert launch.grad.tolist() == [p.grad.data_ptr()]
     assert launch.grads is None, "a plan that holds gradients keeps their memory alive"
-
-
-@pytest.mark.parametrize("form", ["paper", "released"])
-@every_class
-def test_a_plan_keeps_no_state_alive(cls, form):
-    """Whoever offloads states frees their memory, and does not wait for the next step to do so."""
-
-    def stepped():
-        ps = params((1000,), (3,), dtype=torch.bfloat16)
-        optimizer = cls(ps, form=form, master_weights=True, max_grad_norm=1.0)
-        optimizer.step()
-        optimizer.step()
-        return optimizer, ps
-
-    def alive(optimizer):
-        return [weakref.ref(t) for state in optimizer.state.values() for t in state.values()]
-
-    (a, ps), (b, others) = stepped(), stepped()
-    old = alive(a)
-    for p in ps:
-        a.state[p] = {name: t.clone() for name, t in a.state[p].items()}
-    assert old and not any(ref() is not None for ref in old)
-    a.step()
-    b.step()
-    assert all(map(torch.equal, ps, others))
-    old = alive(a)
-    a.state.clear()
-    assert old and not any(ref() is not None for ref in old)
-
-
-@pytest.mark.parametrize("more", ["hypers", "states", "carried"])
-def test_a_class_that_differs_from_its_kernel_is_refused(more, backend, device):
-    """A stale build, or a rule whose files disagree, would move memory that is another's."""
-
-    class Other(fusedstep.LaProp):
-        hypers = fusedstep.LaProp.hypers + ("more",) * (more == "hypers")
-        carried = fusedstep.LaProp.carried | ({"more": 0.0} if more == "carried" else {})
-
-        def states(self, group):
-            return super().states(group) | ({"more": 0.0} if more == "states" else {})
-
-        def hyper_values(self, group):
-            return super().hyper_values(group) + (0.0,) * (more == "hypers")
-
-    (p,) = params((100,), device=device)
-    optimizer = Other([p], backend=backend)
-    if backend == "triton" and more == "hypers":
-        return  # its kernel unpacks the row, which does not compile
-    with pytest.raises(RuntimeError, match=r"laprop: .* has \(.*the kernel takes \(7, 2, 2\)"):
-        optimizer.step()
-    assert torch.equal(p, torch.ones_like(p))
 
 
 def test_a_resized_parameter_is_planned_anew():

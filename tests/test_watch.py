@@ -9,7 +9,7 @@ import pytest
 import torch
 from fusedstep import watch
 
-from tests.training import model, train
+from tests.training import every_class, model, train
 
 
 @pytest.fixture(params=["native", "python"])
@@ -120,3 +120,30 @@ def test_a_tree_without_an_end_is_an_error(either_watch):
     tree.append(tree)
     with pytest.raises(RecursionError):
         watch.Watch(tree)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+@every_class
+def test_a_plan_keeps_no_state_alive(cls, form):
+    """Whoever offloads states frees their memory, and does not wait for the next step to do so."""
+
+    def stepped():
+        params = model(dtype=torch.bfloat16)
+        optimizer = cls(params, form=form, master_weights=True, max_grad_norm=1.0)
+        train(optimizer, params, 2)
+        return optimizer, params
+
+    def alive(optimizer):
+        return [weakref.ref(t) for state in optimizer.state.values() for t in state.values()]
+
+    (a, params), (b, others) = stepped(), stepped()
+    old = alive(a)
+    for p in params:
+        a.state[p] = {name: t.clone() for name, t in a.state[p].items()}
+    assert old and not any(ref() is not None for ref in old)
+    a.step()
+    b.step()
+    assert all(map(torch.equal, params, others))
+    old = alive(a)
+    a.state.clear()
+    assert old and not any(ref() is not None for ref in old)
