@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)  # asked first, as asking for subclasses takes long
+
 
 def dtensor_type() -> type | None:
     """``DTensor``, or None where nobody has imported its module, which takes long."""
@@ -14,6 +16,8 @@ def dtensor_type() -> type | None:
 
 
 def is_dtensor(t: object) -> bool:
+    if type(t) in PLAIN:
+        return False
     kind = dtensor_type()
     return kind is not None and isinstance(t, kind)
 

@@ -62,7 +62,9 @@ class Watch:
         self.holds = native().Watch(tree, without, self._found).holds
         if lost is not None:
             self._found = [
-                weakref.ref(held, lost.append) if isinstance(held, torch.Tensor) else held
+                held
+                if type(held) is str or not isinstance(held, torch.Tensor)
+                else weakref.ref(held, lost.append)
                 for held in self._found
                 if not isinstance(held, (dict, list))  # it is looked into them anyway
             ]
