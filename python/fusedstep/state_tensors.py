@@ -29,20 +29,21 @@ def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, 
     Raises:
         ValueError: an entry does not fit, or some are there and others, which belong to them, not.
     """
-    held = [name for name in layout if name in state]
-    needed = [name for name, slot in layout.items() if slot.fill is not None and name not in LATE]
-    lacking = [name for name in needed if name not in state]
-    if held and lacking:
+    unfit = [name for name, slot in layout.items() if not _fits(state.get(name), p, slot)]
+    lacking = []
+    for name in unfit:
+        if name in state:
+            checks.state(where, name, state[name], p, layout[name].scalar)
+            _check_value(where, name, state[name], layout[name])
+        elif layout[name].fill is not None and name not in LATE:
+            lacking.append(name)
+    held = [name for name in layout if name in state] if lacking else []
+    if held:
         raise ValueError(
             f"{where} has a state with {', '.join(held)} and without {', '.join(lacking)}: it is "
             f"another algorithm's, or has lost a part. Load the state of the same class and "
             f"options, or begin anew (`optimizer.state.pop(p)`)."
         )
-    unfit = [name for name, slot in layout.items() if not _fits(state.get(name), p, slot)]
-    for name in unfit:
-        if name in state:
-            checks.state(where, name, state[name], p, layout[name].scalar)
-            _check_value(where, name, state[name], layout[name])
     return unfit
 
 
