@@ -39,6 +39,18 @@ def warm(gpu_backend, cls=fusedstep.MAdam, **options):
     return params, optimizer
 
 
+def test_states_that_go_to_the_host_free_the_gpus_memory(gpu_backend):
+    _, optimizer = warm(gpu_backend)
+    before, moved = torch.cuda.memory_allocated(), 0
+    for state in optimizer.state.values():
+        for name in list(state):
+            moved += state[name].nbytes
+            state[name] = state[name].cpu()
+    assert before - torch.cuda.memory_allocated() >= moved > 0
+    optimizer.step()
+    assert {t.device.type for state in optimizer.state.values() for t in state.values()} == {"cuda"}
+
+
 KERNELS = [
     (fusedstep.MAdam, {}, 1),
     (fusedstep.AvaGrad, {}, 1),
