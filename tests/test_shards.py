@@ -210,6 +210,21 @@ def test_a_plan_keeps_no_part_alive(alone):
     optimizer.step()
 
 
+def test_a_sharded_model_is_converted_after_a_step(alone):
+    """torch swaps its parameters, and none that has a weak reference."""
+    model = torch.nn.Linear(4, 4)
+    fully_shard(model, mesh=alone)
+    optimizer = fusedstep.AdamW(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model.to(torch.float64)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[model.weight]["step"] == 2
+
+
 def processes_do_not_wait_for_each_other():
     """Those of a row and of a column have a tensor in common, in no order that all agree on."""
     meshes = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))

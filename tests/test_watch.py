@@ -147,3 +147,24 @@ def test_a_plan_keeps_no_state_alive(cls, form):
     old = alive(a)
     a.state.clear()
     assert old and not any(ref() is not None for ref in old)
+
+
+@pytest.mark.parametrize("convert", ["to", "load"])
+def test_torch_may_swap_parameters_after_a_step(convert):
+    """As it does with those of FSDP2; it swaps none that has a weak reference."""
+    layer = torch.nn.Linear(4, 4)
+    optimizer = fusedstep.AdamW(layer.parameters())
+    layer(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        if convert == "to":
+            layer.to(torch.float64)
+        else:
+            layer.load_state_dict(layer.state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    layer(torch.ones(2, 4, dtype=layer.weight.dtype)).sum().backward()
+    optimizer.step()
+    assert optimizer.state[layer.weight]["step"] == 2

@@ -47,7 +47,8 @@ class Round:
 
 class Plan:
     """The launches of one optimizer's step, and the facts they were planned on. It keeps no state
-    alive and no memory of a parameter: who moves them elsewhere, to offload them, frees them."""
+    alive and no memory of a parameter: who moves them elsewhere, to offload them, frees them. (The
+    reference backend, which takes tensors, keeps them until the next step.)"""
 
     def __init__(
         self,

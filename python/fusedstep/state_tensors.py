@@ -121,7 +121,8 @@ def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:
 
 
 def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torch.Tensor:
-    value = torch.as_tensor(value)
+    if not isinstance(value, torch.Tensor):  # a number
+        value = torch.tensor(float(value), dtype=torch.float64)
     if slot.scalar:
         return value.reshape(()).to(p.device, slot.dtype, copy=copy)
     if not shards.alike(value, p):

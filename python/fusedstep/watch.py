@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .shards import dtensor_type
 
@@ -48,7 +49,8 @@ class Watch:
         tree: what is remembered.
         without: a key of dicts that is left out with its value.
         lost: where a weak reference to each tensor that dies is put, as another may then take its
-            identity: nothing is known any more. None: all are kept alive.
+            identity: nothing is known any more. Keys of ``tree`` are kept alive all the same: torch
+            swaps no parameter that has weak references. None, and without native code: all are.
     """
 
     def __init__(
@@ -61,10 +63,14 @@ class Watch:
             return
         self.holds = native().Watch(tree, without, self._found).holds
         if lost is not None:
+            keys = set(map(id, tree)) if isinstance(tree, dict) else ()
+
+            def weak(held: Any) -> bool:
+                # asked last, as asking whether a word is a tensor takes long
+                return type(held) is not str and id(held) not in keys and isinstance(held, Tensor)
+
             self._found = [
-                held
-                if type(held) is str or not isinstance(held, torch.Tensor)
-                else weakref.ref(held, lost.append)
+                weakref.ref(held, lost.append) if weak(held) else held
                 for held in self._found
                 if not isinstance(held, (dict, list))  # it is looked into them anyway
             ]
