@@ -151,22 +151,22 @@ def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
     return [list(line) for line in zip(*(cells[name] for name in names), strict=True)]
 
 
-def of_ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Steps of ours on one model, with any number of threads."""
+def of_ours(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Steps of ours on one model: with all threads, and with one where that is fewer."""
     ours = [row for row in rows if row["maker"] == OURS and row["phase"] == "step"]
     most = max((row["threads"] for row in ours), default=0)
-    chosen = {row["set"] for row in of_one_model([r for r in ours if r["threads"] == most])}
-    return [row for row in ours if row["set"] in chosen]
+    chosen = of_one_model([row for row in ours if row["threads"] == most])
+    one_thread = [row for row in ours if row["threads"] == 1 < most]
+    return chosen, [row for row in one_thread if row["set"] in {r["set"] for r in chosen}]
 
 
 def summary(found: dict[str, dict[str, Any]]) -> str:
     """A line for every algorithm in float32, a column for every backend of a machine."""
     lines: dict[str, dict[str, str]] = {}
     for content in found.values():
-        rows = [row for row in of_ours(content["rows"]) if row["dtype"] == "f32"]
-        most = max((row["threads"] for row in rows), default=0)
+        rows, _ = of_ours(content["rows"])
         for row in rows:
-            if row["threads"] == most:
+            if row["dtype"] == "f32":
                 column = f"{machine_of(content)}, {row['backend']}, {row['set']}"
                 cell = f"{row['yardstick_share']:.0%}, {row['bandwidth_vs_torch_fused']:.2f}x"
                 beside = f"; {peer(row)}" if peer(row) else ""
@@ -178,10 +178,7 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
 
 def speed(rows: list[dict[str, Any]]) -> str:
     """Ours on a model with all threads: float32 in full, and the ratio in other dtypes."""
-    rows = of_ours(rows)
-    most = max((row["threads"] for row in rows), default=0)
-    one_thread = [row for row in rows if row["threads"] == 1 < most]
-    rows = [row for row in rows if row["threads"] == most]
+    rows, one_thread = of_ours(rows)
     full = [row for row in rows if row["dtype"] == "f32"]
     names = [name for name in COLUMNS if name not in HIDDEN]
     lines = lines_of(device_cells(full), names)

@@ -18,7 +18,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.training import CLASSES, assert_same, stored
 
-MODES = testing.MODES
 CASES = st.sampled_from(CLASSES).flatmap(
     lambda cls: st.sampled_from([case for case in testing.CASES if case.cls is cls])
 )
@@ -78,7 +77,7 @@ class World:
 
 
 class Actions(RuleBasedStateMachine):
-    @initialize(case=CASES, mode=st.sampled_from(MODES))
+    @initialize(case=CASES, mode=st.sampled_from(testing.MODES))
     def build(self, case, mode):
         note(f"{case.id}, {mode.id}")
         self.worlds = [World(case, mode, backend) for backend in ("cpu", "reference")]

@@ -108,12 +108,12 @@ class Plan:
     def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list | None] | None:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
         the gradients where addresses do not suffice; or None where the plan no longer fits."""
-        if self._lost or self.backend != optimizer.backend:
-            return None
-        if not (
-            self._lists.holds(_lists(optimizer))
-            and self._state.holds(optimizer.state)
-            and self._sums.holds(optimizer.kept_sums())
+        if (
+            self._lost  # asked first: who died must not be looked for
+            or self.backend != optimizer.backend
+            or not self._lists.holds(_lists(optimizer))
+            or not self._state.holds(optimizer.state)
+            or not self._sums.holds(optimizer.kept_sums())
         ):
             return None
         if self._gatherer is not None:
