@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-OPTIONS = ("FUSEDSTEP_CUDA", "FUSEDSTEP_CUDA_ARCHS")
+DEFAULTS = {"FUSEDSTEP_CUDA": "AUTO", "FUSEDSTEP_CUDA_ARCHS": ""}
 
 
 class BuildWithCMake(build_ext):
@@ -32,7 +32,8 @@ class BuildWithCMake(build_ext):
             )
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept: rebuilds are short
-        options = {name: os.environ[name] for name in OPTIONS if name in os.environ}
+        # All are named, because the folder remembers those of the last build.
+        options = {name: os.environ.get(name, default) for name, default in DEFAULTS.items()}
         options |= {
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),

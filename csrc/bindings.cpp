@@ -144,12 +144,12 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
 
 #ifdef FUSEDSTEP_WITH_CUDA
   describe<CudaKernel>(m, "CudaKernel")
-      .def("apply",
-           [](const CudaKernel& self, const Launch& launch, int device, std::uintptr_t stream) {
-             py::gil_scoped_release release;
-             if (const char* error = self.apply(launch, device, reinterpret_cast<void*>(stream)))
-               throw std::runtime_error(std::string("CUDA: ") + error);
-           });
+      .def("apply", [](const CudaKernel& self, const Launch& launch, std::uintptr_t stream) {
+        py::gil_scoped_release release;
+        if (const char* error = self.apply(launch, reinterpret_cast<void*>(stream)))
+          throw std::runtime_error(std::string("CUDA: ") + error);
+      });
+  m.def("cuda_why_not", [] { return first_kernel<CudaKernel>()->why_not(); });  // all are alike
   m.def(
       "cuda_kernel",
       [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {

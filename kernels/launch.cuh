@@ -1,4 +1,4 @@
-// How a kernel reaches the GPU: the device, the grid, the stream, and errors as text.
+// How a kernel reaches the GPU: the grid, the stream, and errors as text.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,18 +63,6 @@ inline const char* enqueue(void (*kernel)(Launch), unsigned pieces, const Launch
   config.blockDim = kThreads;
   config.stream = static_cast<cudaStream_t>(stream);
   return failure("cudaLaunchKernelEx", cudaLaunchKernelEx(&config, kernel, launch));
-}
-
-// Launches on `device` and leaves the thread's current device as it was.
-inline const char* enqueue_on(void (*kernel)(Launch), unsigned pieces, const Launch& launch,
-                              int device, void* stream) {
-  int current = -1;
-  if (const char* error = failure("cudaGetDevice", cudaGetDevice(&current))) return error;
-  if (current == device) return enqueue(kernel, pieces, launch, stream);
-  if (const char* error = failure("cudaSetDevice", cudaSetDevice(device))) return error;
-  const char* error = enqueue(kernel, pieces, launch, stream);
-  const cudaError_t restored = cudaSetDevice(current);
-  return error != nullptr ? error : failure("cudaSetDevice", restored);
 }
 
 }  // namespace FUSEDSTEP_LEVEL

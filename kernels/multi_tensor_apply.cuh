@@ -250,16 +250,23 @@ __global__ void __launch_bounds__(kThreads, resident<Rule>())
 
 // Returns nullptr, or what went wrong.
 template <class Rule>
-const char* apply(const Launch& launch, int device, void* stream) {
+const char* apply(const Launch& launch, void* stream) {
   static_assert(check_rule<Rule>());
   if (launch.tensors == 0) return nullptr;
-  return enqueue_on(&apply_kernel<Rule>, Rule::kEmits ? 1 : pieces(launch), launch, device, stream);
+  return enqueue(&apply_kernel<Rule>, Rule::kEmits ? 1 : pieces(launch), launch, stream);
+}
+
+// Nothing is launched: a build may lack code for a device, and a driver be too old for a build.
+template <class Rule>
+const char* why_not() {
+  cudaFuncAttributes found;
+  return failure("cudaFuncGetAttributes", cudaFuncGetAttributes(&found, &apply_kernel<Rule>));
 }
 
 struct CudaEngine {
   template <class Rule>
   static void add(unsigned variant) {
-    static CudaKernel kernel{facts<Rule>(variant), &apply<Rule>, nullptr};
+    static CudaKernel kernel{facts<Rule>(variant), &apply<Rule>, &why_not<Rule>, nullptr};
     register_kernel(&kernel);
   }
 };

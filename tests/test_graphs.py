@@ -1,7 +1,10 @@
 """CUDA graphs, as far as they can be tested without a GPU; replays are in test_gpu.py."""
 
+import contextlib
 import copy
 import pickle
+import warnings
+from types import SimpleNamespace
 
 import fusedstep
 import pytest
@@ -97,6 +100,40 @@ def test_capturing_a_step_that_has_to_be_planned_is_refused(planned, monkeypatch
     assert_same(stored(optimizer, params), before)
     monkeypatch.undo()
     train(optimizer, params, 2)  # and outside of the graph it goes on
+
+
+def test_capturing_beside_a_stream_of_another_device_is_refused(monkeypatch):
+    """Its launches would run at once, and in no replay."""
+    params = model()
+    optimizer = fusedstep.AdamW(params, capturable=True)
+    train(optimizer, params, 1)
+    give_gradients(params)
+    before = stored(optimizer, params)
+    launch = SimpleNamespace(device="cuda:1", step_table=SimpleNamespace(can_capture=lambda: True))
+    plan = SimpleNamespace(launches=[launch], collect=lambda optimizer: (True, None))
+    monkeypatch.setattr(optimizer, "_plan", plan)
+    monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    found = iter([True, False])
+    monkeypatch.setattr(graphs, "capturing", lambda: next(found))
+    with pytest.raises(RuntimeError, match="parameters on cuda:1, whose current stream is not"):
+        optimizer.step()
+    assert_same(stored(optimizer, params), before)
+
+
+def test_a_step_that_leaves_the_plan_of_a_graph_warns():
+    params = model()
+    optimizer = fusedstep.AvaGrad(params)
+    give_gradients(params[1:])
+    optimizer.step()
+    optimizer._captured.append(())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # by the same plan
+    give_gradients(params)
+    with pytest.warns(UserWarning, match="AvaGrad: .* Capture again") as told:
+        optimizer.step()
+    assert told[0].filename == __file__
 
 
 @pytest.fixture

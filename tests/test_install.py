@@ -11,24 +11,32 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOOLS = Path(sys.executable).parent  # cmake and ninja
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def environment(path, **more):
-    hidden = ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "CXX", "FUSEDSTEP_CUDA")
+    hidden = "CUDACXX", "CUDA_HOME", "CUDA_PATH", "CXX", "FUSEDSTEP_CUDA", "FUSEDSTEP_CUDA_ARCHS"
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return {**kept, "PATH": path, **more}
 
 
-def configure(folder, option, **variables):
+def tool(folder, name, script):
+    """A program of that name, for PATH."""
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
+    file.chmod(0o755)
+    return str(file)
+
+
+def configure(folder, option, hide_nvcc=True, **variables):
     """Let CMake find its tools, as the first part of `pip install .` does."""
-    path = os.pathsep.join([str(TOOLS), os.environ.get("PATH", os.defpath)])
-    found = shutil.which("nvcc", path=path)
-    ignored = ["/usr/local/cuda/bin", *([str(Path(found).parent)] if found else [])]
+    path = os.pathsep.join([str(folder.parent), str(TOOLS), os.environ.get("PATH", os.defpath)])
+    ignored = ["/usr/local/cuda/bin", *([str(Path(NVCC).parent)] if NVCC else [])]
     command = [
         *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DBUILD_TESTING=OFF"),
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DFUSEDSTEP_CUDA={option}",
-        f"-DCMAKE_IGNORE_PATH={';'.join(ignored)}",
+        f"-DCMAKE_IGNORE_PATH={';'.join(ignored) if hide_nvcc else ''}",
     ]
     done = subprocess.run(
         command, env=environment(path, **variables), capture_output=True, text=True
@@ -38,10 +46,8 @@ def configure(folder, option, **variables):
 
 @pytest.fixture
 def broken_nvcc(tmp_path):
-    file = tmp_path / "nvcc"
-    file.write_text("#!/bin/sh\necho 'unsupported GNU version' >&2\nexit 1\n", encoding="ascii")
-    file.chmod(0o755)
-    return str(file)
+    (tmp_path / "broken").mkdir()
+    return tool(tmp_path / "broken", "nvcc", "echo 'unsupported GNU version' >&2; exit 1")
 
 
 def test_without_a_cuda_toolkit_the_cpu_kernels_are_built(tmp_path):
@@ -62,6 +68,41 @@ def test_cuda_that_was_asked_for_and_is_unusable_is_an_error(tmp_path, broken_nv
     assert status != 0
     assert "FUSEDSTEP_CUDA=ON, but" in told and "unsupported GNU version" in told
     assert "Install a CUDA toolkit" in told
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize(
+    "gpus, built",
+    [
+        (r"9.0\n9.0\n", "90"),
+        (r"12.0\n9.0\n6.1\n", "90;120-real"),  # beside a display card that no kernel serves
+        (r"3.5\n", "75;80-real;90-real;100-real"),
+        (r"", "75;80-real;90-real;100-real"),
+    ],
+)
+def test_kernels_are_built_for_the_gpus_that_the_compiler_knows(tmp_path, gpus, built):
+    known = r"printf 'sm_60\nsm_75\nsm_80\nsm_90\nsm_90a\nsm_100\nsm_120\n'"
+    tool(tmp_path, "nvcc", f'[ "$1" = --list-gpu-code ] && exec {known}\nexec {NVCC} "$@"')
+    tool(tmp_path, "nvidia-smi", f"printf '{gpus}'")
+    status, told = configure(tmp_path / "build", "ON", hide_nvcc=False)
+    assert status == 0
+    assert f"fusedstep: CUDA kernels for {built} " in told
+
+
+def test_options_of_an_earlier_build_are_forgotten(tmp_path):
+    tool(tmp_path, "cmake", 'echo "$@"')
+    path = os.pathsep.join([str(tmp_path), str(TOOLS), os.environ.get("PATH", os.defpath)])
+    for options in ({"FUSEDSTEP_CUDA": "OFF", "FUSEDSTEP_CUDA_ARCHS": "80"}, {}):
+        done = subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path],
+            cwd=ROOT,
+            env=environment(path, **options),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        for name, default in {"FUSEDSTEP_CUDA": "AUTO", "FUSEDSTEP_CUDA_ARCHS": ""}.items():
+            assert f"-D{name}={options.get(name, default)} " in done.stdout
 
 
 def test_without_a_compiler_the_install_says_what_to_install(tmp_path):

@@ -14,8 +14,10 @@ struct CpuKernel : KernelFacts {
 };
 
 struct CudaKernel : KernelFacts {
-  // Enqueues one launch and returns at once: nullptr, or what went wrong.
-  const char* (*apply)(const Launch&, int device, void* stream);
+  // Enqueues one launch on the current device and returns at once: nullptr, or what went wrong.
+  const char* (*apply)(const Launch&, void* stream);
+  // nullptr, or why the current device cannot run the kernel.
+  const char* (*why_not)();
   CudaKernel* next;
 };
 

@@ -22,6 +22,13 @@ class Backend(Protocol):
         """Run one pass over the tensors of a launch."""
 
 
+def _no_gpu() -> str | None:
+    """Why there is no GPU that kernels could run on; None if there is one."""
+    if torch.version.hip is not None:
+        return "it needs an NVIDIA GPU, and this torch is built for AMD's"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
 def _import(module: str) -> tuple[object | None, str | None]:
     try:
         return importlib.import_module(module), None
@@ -87,26 +94,30 @@ class CudaBackend(_Native):
     name = "cuda"
 
     def why_not(self, device: torch.device) -> str | None:
-        if self.absent:
-            return self.absent
+        if absent := self.absent or _no_gpu():
+            return absent
         if not hasattr(self.module, "cuda_kernel"):
             return (
                 "this build has no CUDA kernels; install the CUDA toolkit (nvcc) and run "
                 "`FUSEDSTEP_CUDA=ON pip install .`"
             )
-        if not torch.cuda.is_available():
-            return "torch finds no CUDA device"
-        return (
-            None if device.type == "cuda" else f"it updates tensors on cuda, not on {device.type}"
+        if device.type != "cuda":
+            return f"it updates tensors on cuda, not on {device.type}"
+        with torch.cuda.device(device):
+            reason = self.module.cuda_why_not()
+        return reason and (
+            f"this build does not run on {torch.cuda.get_device_name(device)} ({reason}); run "
+            f"`FUSEDSTEP_CUDA=ON pip install .` on its machine, with a CUDA toolkit that its "
+            f"driver supports"
         )
 
-    def stream(self, launch: Launch) -> tuple[int, int]:
-        device = launch.device.index
-        return device, torch.cuda.current_stream(device).cuda_stream
-
     def apply(self, launch: Launch, work: Pass) -> None:
+        with torch.cuda.device(launch.device):
+            self.enqueue(launch, work, torch.cuda.current_stream().cuda_stream)
+
+    def enqueue(self, launch: Launch, work: Pass, stream: int) -> None:
         kernel, struct = self._prepare(launch, work, self.module.cuda_kernel)
-        kernel.apply(struct, *self.stream(launch))
+        kernel.apply(struct, stream)
 
 
 class TritonBackend:
@@ -135,9 +146,7 @@ class TritonBackend:
             return "it updates tensors on cuda; set TRITON_INTERPRET=1 to run it slowly on cpu"
         if device.type == "cuda" and self.interpreted:
             return "TRITON_INTERPRET is set: the interpreter reads host memory; unset it"
-        if device.type == "cuda" and not torch.cuda.is_available():
-            return "torch finds no CUDA device"
-        return None
+        return _no_gpu() if device.type == "cuda" else None
 
     def apply(self, launch: Launch, work: Pass) -> None:
         self.engine.apply(launch, work)

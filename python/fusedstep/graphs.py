@@ -6,6 +6,7 @@ is decided once, during capture.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,3 +88,22 @@ def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
             f"record. Take a step outside of the graph, with gradients for the same parameters, "
             f"right before the capture; sparse gradients cannot be captured."
         )
+    for device in {launch.device for launch in plan.launches}:
+        with torch.cuda.device(device):
+            recorded = capturing()
+        if not recorded:
+            raise RuntimeError(
+                f"{type(optimizer).__name__}: it has parameters on {device}, whose current stream "
+                f"is not part of the CUDA graph, and no replay would update them. Let it wait for "
+                f"the stream that is captured, or give each device an optimizer of its own."
+            )
+
+
+def warn_of_replays(optimizer: FusedOptimizer) -> None:
+    """A step is planned anew: what was captured keeps the old plan, and its sums and counts."""
+    warnings.warn(
+        f"{type(optimizer).__name__}: this step has other parameters, states or options than the "
+        f"one that was captured. Capture again: replays of a CUDA graph from before are not its "
+        f"steps any more.",
+        stacklevel=6,  # who called step, through its wrappers
+    )

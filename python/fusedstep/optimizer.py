@@ -166,6 +166,8 @@ class FusedOptimizer(KeepsState):
         if capturing:
             graphs.check_plan(self, plan if now else None)
         if now is None:
+            if self._captured:
+                graphs.warn_of_replays(self)
             self._plan = plan = None
             plan = make_plan(self)
             now = plan.collect(self)

@@ -193,7 +193,7 @@ bool agree(const CudaKernel& kernel, const Dtypes& dtypes, bool scaled, bool fad
     const std::string before = found.bytes();
     found.found_inf = expected.found_inf = step == 1 ? 2.0f : 0.0f;
     cpu->apply(expected.launch, 1);
-    if (const char* error = kernel.apply(found.launch, 0, nullptr)) {
+    if (const char* error = kernel.apply(found.launch, nullptr)) {
       std::printf("%s\n", error);
       return false;
     }
