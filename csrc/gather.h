@@ -87,21 +87,25 @@ class Gatherer {
       fixed_.emplace_back(tensor.ptr(), data(view(tensor.ptr())));
   }
 
-  // Writes the addresses of the gradients into the launches' tables, 0 for None, and tells whether
-  // there is any; or None where something is not as planned: a parameter moved or resized, a
-  // gradient of another dtype or layout, memory that is not there.
+  // Writes the addresses of the gradients into the launches' tables, 0 for None. Returns whether
+  // there is any, and the gradients, to be kept alive while addresses are in use; or None where
+  // something is not as planned: a parameter moved or resized, a gradient of another dtype or
+  // layout, memory that is not there.
   pybind11::object gather() const {
     for (const auto& [tensor, address] : fixed_)
       if (data(view(tensor)) != address) return pybind11::none();
     bool any = false;
-    for (const Planned& planned : planned_) {
-      const pybind11::object grad = grad_of(planned.param);
+    pybind11::list grads(planned_.size());
+    for (std::size_t i = 0; i < planned_.size(); ++i) {
+      const Planned& planned = planned_[i];
+      pybind11::object grad = grad_of(planned.param);
       std::uint64_t address = 0;
       if (!fits(planned, grad.ptr(), address)) return pybind11::none();
       if (planned.place != nullptr) *planned.place = address;
       any = any || address != 0;
+      PyList_SET_ITEM(grads.ptr(), Py_ssize_t(i), grad.release().ptr());
     }
-    return pybind11::bool_(any);
+    return pybind11::make_tuple(any, std::move(grads));
   }
 
  private:

@@ -1,6 +1,7 @@
 """Bad input: one error with what, value, why and remedy, before anything is written."""
 
 import contextlib
+from fractions import Fraction
 from types import SimpleNamespace
 
 import fusedstep
@@ -32,6 +33,9 @@ BAD_HYPERS = [
     (fusedstep.MAdam, {"beta1": -0.1}, "beta1 is -0.1"),
     (fusedstep.MAdam, {"beta2_range": (0.0, 0.9)}, r"beta2_range\[0\] is 0.0, outside \(0, 0.9\]"),
     (fusedstep.MAdam, {"beta2_range": (0.9, 0.5)}, r"beta2_range\[0\] is 0.9, outside \(0, 0.5\]"),
+    (fusedstep.MAdam, {"beta2_range": (0.9, np.float32(0.5))}, r"is 0.9, outside \(0, 0.5\]"),
+    (fusedstep.MAdam, {"beta2_range": (0.9, Fraction(1, 2))}, r"is 0.9, outside \(0, 0.5\]"),
+    (fusedstep.LaProp, {"betas": (0.9, np.float64(0.999)), "eps": 1e-43}, "eps is 1e-43, which is"),
     (fusedstep.MAdam, {"beta2_range": (0.5, 1.1)}, r"beta2_range\[1\] is 1.1, outside \(0, 1\]"),
     (fusedstep.MAdam, {"delta": -1.0}, "delta is -1.0"),
     (fusedstep.LaMAdam, {"beta2_init": 1.0}, r"beta2_init is 1.0, outside \[0, 1\)"),
@@ -63,6 +67,18 @@ def test_hyper_parameters_of_a_wrong_type():
         fusedstep.AdamW(model(), lr=10**400)
     with pytest.raises(ValueError, match="torch.int64 tensor"):
         fusedstep.AdamW(model(), lr=torch.tensor(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_a_rates_tensor_is_looked_at_again(dtype):
+    params, rate = model(), torch.tensor(0.1)
+    optimizer = fusedstep.AdamW(params, lr=rate)
+    train(optimizer, params, 1)
+    before = stored(optimizer, params)
+    rate.data = torch.tensor(1, dtype=dtype)
+    with pytest.raises(ValueError, match=f"group 0: .* is a {dtype} tensor of shape"):
+        optimizer.step()
+    assert_same(stored(optimizer, params), before)
 
 
 @every_class

@@ -90,6 +90,22 @@ def test_states_restored_in_place_are_taken_up(cls, form):
     assert_same(*found)
 
 
+def test_writes_that_torch_does_not_count_are_taken_up_by_loading():
+    found = []
+    for counted in (True, False):
+        params = model()
+        optimizer = fusedstep.AvaGrad(params)
+        train(optimizer, params, 3)
+        for p in params:
+            state = optimizer.state[p]["exp_avg_sq"]
+            (state if counted else state.data).mul_(4.0)
+        if not counted:
+            optimizer.load_state_dict(optimizer.state_dict())
+        train(optimizer, params, 1)
+        found.append(stored(optimizer, params))
+    assert_same(*found)
+
+
 def test_steps_under_inference_mode_have_no_versions():
     params = model()
     optimizer = fusedstep.AvaGrad(params)

@@ -8,6 +8,7 @@ import fusedstep
 import pytest
 import torch
 from fusedstep import watch
+from fusedstep.backends import CpuBackend
 
 from tests.training import every_class, model, train
 
@@ -168,3 +169,25 @@ def test_torch_may_swap_parameters_after_a_step(convert):
     layer(torch.ones(2, 4, dtype=layer.weight.dtype)).sum().backward()
     optimizer.step()
     assert optimizer.state[layer.weight]["step"] == 2
+
+
+def test_gradients_live_as_long_as_a_kernel_reads_them(monkeypatch):
+    """Another thread may drop them meanwhile."""
+    params, alive = model(), []
+    optimizer = fusedstep.AdamW(params)
+    apply = CpuBackend.apply
+
+    def drops_them(backend, launch, work):
+        held = [weakref.ref(p.grad) for p in params]
+        optimizer.zero_grad()
+        alive.extend(ref() is not None for ref in held)
+        apply(backend, launch, work)
+        alive.extend(ref() is not None for ref in held)
+        freed.extend(held)
+
+    monkeypatch.setattr(CpuBackend, "apply", drops_them)
+    for _ in range(2):
+        freed = []
+        train(optimizer, params, 1)
+        assert all(ref() is None for ref in freed)
+    assert len(alive) == 4 * len(params) and all(alive)

@@ -75,11 +75,13 @@ class AvaGrad(FusedOptimizer):
     @property
     def survey(self):
         """The paper's mean is that of v now; released code takes the group's, a step old."""
-        return None if self.param_groups[0]["form"] == "released" else 2
+        released = any(group["form"] == "released" for group in self.param_groups)
+        return None if released else 2
 
     def segments(self):
         groups = self.param_groups
-        if len({group["form"] for group in groups}) > 1:
+        forms = {group["form"] for group in groups}
+        if len(forms) > 1:
             raise ValueError(
                 f"{type(self).__name__}: groups have different forms; the paper's mean goes over "
                 f"all of them. Use one form, or an optimizer for each."
@@ -87,7 +89,7 @@ class AvaGrad(FusedOptimizer):
         for g, group in enumerate(groups):
             if "eta_sq_sum" in group:
                 checks.kept_sums(self.where(g), "eta_sq_sum", group["eta_sq_sum"])
-        released = groups[0]["form"] == "released"
+        released = "released" in forms
         return [g if released else 0 for g, group in enumerate(groups) for _ in group["params"]]
 
     def segment_totals(self, device):
@@ -95,7 +97,7 @@ class AvaGrad(FusedOptimizer):
             return None
         totals = []
         for group in self.param_groups:
-            kept = group.get("eta_sq_sum", torch.zeros(2)).double()
+            kept = group.get("eta_sq_sum", torch.zeros(2, device=device)).double()
             if any(p.device == device for p in group["params"]):
                 # a copy: a group made from another's options must not share its sum
                 kept = group["eta_sq_sum"] = kept.to(device, copy=True)

@@ -283,7 +283,7 @@ def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:
 
 def max_grad_norm(where: str, value) -> None:
     """Require None, a positive number (inf: measure, never clip) or a 0-d tensor."""
-    if value is not None and not (isinstance(value, float) and value == math.inf):
+    if value is not None and not (isinstance(value, Real) and value == math.inf):
         hyper_in(where, "max_grad_norm", value, 0.0, low_open=True)
 
 

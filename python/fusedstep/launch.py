@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from . import checks
 from .reference.multi_tensor_apply import facts
 from .step_table import StepTable
 from .sums import Sums, chunk_counts, first_slots
@@ -85,8 +86,8 @@ class Launch:
         passes: what a step runs, in order. norm: the pass that sums squared gradients, or None.
         survey: the pass that brings the sums a step starts from, or None.
         grad_scale, found_inf: float32 AMP tensors of this step, or None.
-        grads: this step's gradients by ``Entry.index``, only while the launch runs and only where
-            addresses do not suffice: copies in another layout, the reference backend.
+        grads: this step's gradients by ``Entry.index``, only while the launch runs: whoever drops
+            them meanwhile, in another thread, must not free them.
     """
 
     kind: Kind
@@ -223,9 +224,13 @@ class Launch:
     def _set_tensors(self, i: int, row: tuple) -> None:
         """Enter the 0-d tensors of a row: on this device by address, others by value."""
         for j, value in enumerate(row):
-            if isinstance(value, torch.Tensor) and value.device == self.device:
+            if not isinstance(value, torch.Tensor):
+                continue
+            # again, as `t.data = u` makes another of it
+            checks.hyper_in(f"group {self.groups[i]}", "a hyper-parameter", value, 0.0)
+            if value.device == self.device:
                 self._host_source[i, j] = value.data_ptr() + (value.dtype is torch.float64)
-            elif isinstance(value, torch.Tensor):
+            else:
                 self._host_hyper[i, j], self._host_source[i, j] = value.item(), 0
 
     def hyper_row(self, group: int) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from . import checks
 from .optimizer import FusedOptimizer
 
@@ -105,7 +107,7 @@ class MAdam(FusedOptimizer):
         checks.hyper_in(where, "beta1", group["beta1"], 0.0, 1.0)
         lo, hi = checks.pair(where, "beta2_range", group["beta2_range"])
         checks.hyper_in(where, "beta2_range[1]", hi, 0.0, 1.0, low_open=True, high_open=False)
-        top = hi if isinstance(hi, (int, float)) else 1.0
+        top = 1.0 if isinstance(hi, Tensor) else float(hi)
         checks.hyper_in(where, "beta2_range[0]", lo, 0.0, top, low_open=True, high_open=False)
         if group["delta"] is not None:
             checks.hyper_in(where, "delta", group["delta"], 0.0)

@@ -12,7 +12,8 @@ from . import checks, graphs
 from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
-from .plan import Plan, make_plan
+from .make_plan import make_plan
+from .plan import Plan
 from .watch import Watch, contents
 
 FORMS = ("paper", "released")
@@ -184,7 +185,7 @@ class FusedOptimizer(KeepsState):
             self._plan = plan
         return loss
 
-    def _run(self, plan: Plan, rows: list[tuple], grads: list | None, capturing: bool) -> None:
+    def _run(self, plan: Plan, rows: list[tuple], grads: list, capturing: bool) -> None:
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         checks.amp_tensor("grad_scale", grad_scale)

@@ -10,25 +10,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.parameter import is_lazy
 
-from . import checks, shards, state_tensors
-from .backends import Backend, choose
-from .launch import DTYPE_CODES, OWN_HYPERS, Entry, Kind, Launch, Pass
-from .reference.multi_tensor_apply import facts
+from . import checks, shards
+from .backends import Backend
+from .launch import DTYPE_CODES, Launch, Pass
 from .sparse import Touched
-from .state_tensors import Slot
-from .sums import Norm, Sums, first_slots
 from .versions import Versions
 from .watch import Watch, gatherer
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
-
-GRAD_NORM = "grad_norm"  # the rule whose sum is the squared norm of all gradients
 
 
 class Round:
@@ -105,9 +99,10 @@ class Plan:
         norm = self.launches[0].norm if self.launches else None
         return None if norm is None else norm.sums.total
 
-    def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list | None] | None:
+    def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list] | None:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
-        the gradients where addresses do not suffice; or None where the plan no longer fits."""
+        the gradients, to be kept while the tables have their addresses; or None where the plan no
+        longer fits."""
         if (
             self._lost  # asked first: who died must not be looked for
             or self.backend != optimizer.backend
@@ -118,11 +113,11 @@ class Plan:
             return None
         if self._gatherer is not None:
             try:
-                present = self._gatherer.gather()
+                found = self._gatherer.gather()
             except (RuntimeError, BufferError):
-                present = None  # a tensor that does not describe itself
-            if present is not None:
-                return present, None
+                found = None  # a tensor that does not describe itself
+            if found is not None:
+                return found
         return self._collect_each()
 
     @torch.no_grad()
@@ -169,131 +164,6 @@ class Plan:
             if g.is_neg() or not checks.same_layout(p, g):
                 grads[i] = torch.empty_like(p, dtype=g.dtype).copy_(g)
         return True
-
-
-class _Alike(NamedTuple):
-    """What parameters of one group and dtype have in common."""
-
-    group: int
-    variant: int
-    layout: dict[str, Slot]
-    states: list[str]
-    master: bool
-
-
-def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
-    group = optimizer.param_groups[index]
-    return _Alike(
-        index,
-        optimizer.variant(group),
-        optimizer.state_layout(p, group),
-        list(optimizer.states(group)),
-        optimizer.has_master(p),
-    )
-
-
-@torch.no_grad()
-def make_plan(optimizer: FusedOptimizer) -> Plan:
-    """Check every parameter and gradient, then make missing states, then the tables."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    numels = [0 if is_lazy(p) else shards.local(p).numel() for p in params]
-    axes = [shards.axes(p) for p in params]
-    planned: list[tuple[int, str, torch.Tensor, _Alike, list[str]]] = []
-    known: dict[tuple[int, torch.dtype], _Alike] = {}
-    i = -1
-    for g, group in enumerate(optimizer.param_groups):
-        for k, p in enumerate(group["params"]):
-            i += 1
-            state = optimizer.state.get(p, {})
-            if p.grad is None and not state:
-                continue
-            where = optimizer.where(g, k)
-            checks.parameter(where, p)
-            if p.grad is not None:
-                checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
-            optimizer.check_state(where, group, state)
-            if (g, p.dtype) not in known:
-                known[g, p.dtype] = _alike(optimizer, g, p)
-            alike = known[g, p.dtype]
-            unfit = state_tensors.check(where, state, p, alike.layout)
-            planned.append((i, where, p, alike, unfit))
-    devices = {p.device for _, _, p, *_ in planned}
-    backends = {device: choose(optimizer.backend, device) for device in devices}
-    checks.no_overlap([(where, shards.local(p)) for _, where, p, *_ in planned])
-    segments = optimizer.segments() if optimizer.sums else []
-    if segments:
-        name = type(optimizer).__name__
-        checks.one_device(name, [(segments[i], p) for i, _, p, *_ in planned])
-        shards.check_segments(name, segments, axes)
-    if optimizer.clips():
-        checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
-        shards.check_place("max_grad_norm", [(where, p) for _, where, p, *_ in planned])
-
-    slots = first_slots(numels)
-    touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}
-    kinds: dict[Kind, list[Entry]] = {}
-    for i, _, p, alike, unfit in planned:
-        state_tensors.complete(optimizer.state[p], p, alike.layout, unfit)
-        kind, entry = _entry(optimizer, i, p, alike, touched.get(i))
-        kinds.setdefault(kind, []).append(entry)
-    hypers = OWN_HYPERS + len(optimizer.hypers)
-    launches = [
-        Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
-        for kind, entries in kinds.items()
-    ]
-    for device in devices:
-        here = [launch for launch in launches if launch.device == device]
-        indices = [e.index for launch in here for e in launch.entries]
-        sums = norm = None
-        if optimizer.sums:
-            totals = optimizer.segment_totals(device)
-            of_segments = list(dict(zip(segments, axes, strict=True)).values())  # alike in each
-            sums = Sums(
-                optimizer.sums, numels, segments, indices, device,
-                totals=totals, axes=of_segments, counted=facts(optimizer.rule, 0).COUNTED,
-            )  # fmt: skip
-        if optimizer.clips():
-            norm = Norm(numels, axes, indices, device)
-        for launch in here:
-            _plan_passes(optimizer, launch, sums, norm)
-    return Plan(optimizer, launches, backends, touched)
-
-
-def _entry(
-    optimizer: FusedOptimizer, index: int, p: torch.Tensor, alike: _Alike, touched: Touched | None
-) -> tuple[Kind, Entry]:
-    """A parameter's place in the tables."""
-    state = optimizer.state[p]
-    memory = shards.local if touched is None else touched.gather
-    entry = Entry(
-        index=index,
-        group=alike.group,
-        param=memory(p),
-        master=memory(state[state_tensors.MASTER]) if alike.master else None,
-        step=state["step"],
-        states=[memory(state[name]) for name in alike.states],
-        carried=[state[name] for name in optimizer.carried],
-    )
-    kind = Kind(
-        device=p.device,
-        variant=alike.variant,
-        param_dtype=p.dtype,
-        grad_dtype=p.dtype if p.grad is None else p.grad.dtype,
-        exp_avg_dtype=entry.states[0].dtype,
-        master=alike.master,
-    )
-    return kind, entry
-
-
-def _plan_passes(
-    optimizer: FusedOptimizer, launch: Launch, sums: Sums | None, norm: Norm | None
-) -> None:
-    rule, variant = optimizer.rule, launch.kind.variant
-    launch.passes = [launch.plan_pass(rule, variant | bits, sums) for bits in optimizer.passes]
-    if optimizer.survey is not None:
-        launch.survey = launch.plan_pass(rule, variant | optimizer.survey, sums)
-    if norm is not None:
-        launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
 
 
 def _lists(optimizer: FusedOptimizer) -> list[list[torch.Tensor]]:

@@ -35,7 +35,9 @@ class ReferenceBackend:
                 work.sums.arrived[work.sums.segments[tensor.index]] += chunks
             if rule.EMITS and (served or not rule.KEEPS_ABSENT):
                 slot = int(launch.slots[tensor.index])
-                work.sums.partial[:, slot : slot + chunks] = torch.as_tensor(partial)
+                work.sums.partial[:, slot : slot + chunks] = torch.as_tensor(
+                    partial, device=launch.device
+                )
         if rule.EMITS:
             _finish_sums(launch, work.sums, rule.COUNTED)
 
@@ -80,7 +82,8 @@ def _finish_sums(launch: Launch, sums: Sums, counted: bool) -> None:
             with np.errstate(all="ignore"):
                 found = [float(tree(x)) for x in sums.partial[:, begin:end].cpu().numpy()]
             if not counted or found[-1] != 0:
-                sums.results[segment].copy_(torch.tensor(found, dtype=torch.float64))
+                result = sums.results[segment]
+                result.copy_(torch.tensor(found, dtype=result.dtype, device=result.device))
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

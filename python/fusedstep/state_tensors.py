@@ -53,29 +53,39 @@ def _check_value(where: str, name: str, value: Any, slot: Slot) -> None:
         checks.state_value(where, name, float(value), whole=slot.dtype is torch.int64)
 
 
-def complete(
+def completed(
     state: dict[str, Any], p: torch.Tensor, layout: dict[str, Slot], unfit: list[str]
-) -> None:
-    """Add what the state lacks, and bring what it has to the kernels' dtype, device and layout."""
-    _drop_stale(state, layout)
+) -> dict[str, Any]:
+    """A state with what it lacks, and what it has in the kernels' dtype, device and layout. The one
+    given stays as it is."""
+    result = dict(state)
     for name in unfit:
         slot = layout[name]
         if name in state:
-            state[name] = _fitted(state[name], p, slot)
+            result[name] = _fitted(state[name], p, slot)
         elif slot.fill is None:
-            state[name] = p.detach().to(slot.dtype, copy=True)
+            result[name] = p.detach().to(slot.dtype, copy=True)
         elif isinstance(slot.fill, torch.Tensor):
-            state[name] = slot.fill.to(p.device, slot.dtype, copy=True)
+            result[name] = slot.fill.to(p.device, slot.dtype, copy=True)
         elif slot.scalar:
-            state[name] = torch.full((), slot.fill, dtype=slot.dtype, device=p.device)
+            result[name] = torch.full((), slot.fill, dtype=slot.dtype, device=p.device)
         else:
-            state[name] = torch.full_like(p, slot.fill, dtype=slot.dtype)
+            result[name] = torch.full_like(p, slot.fill, dtype=slot.dtype)
+    _drop_stale(result, layout)
+    return result
+
+
+def replace(state: dict[str, Any], by: dict[str, Any]) -> None:
+    """Give a state the entries of another; it is whole at every moment."""
+    state.update(by)
+    for name in state.keys() - by.keys():
+        del state[name]
 
 
 def adopt(
     where: str, p: torch.Tensor, loaded: dict[str, Any], layout: dict[str, Slot]
 ) -> dict[str, Any]:
-    """Copies of loaded entries as :func:`complete` wants them; entries without a slot as they are.
+    """Copies of loaded entries as :func:`completed` has them; entries without a slot as they are.
 
     Raises:
         ValueError: an entry does not fit, or is no count where one must be.
@@ -122,7 +132,7 @@ def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:
 
 def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):  # a number
-        value = torch.tensor(float(value), dtype=torch.float64)
+        value = torch.tensor(float(value), dtype=torch.float64, device=p.device)
     if slot.scalar:
         return value.reshape(()).to(p.device, slot.dtype, copy=copy)
     if not shards.alike(value, p):

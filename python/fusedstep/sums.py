@@ -84,13 +84,14 @@ class Sums:
                 members.setdefault(axis, []).append(i)
         # in an order that is the same everywhere, or processes would wait for each other
         self._groups = [
-            (axis.group(), torch.tensor(members[axis]).to(device))
+            (axis.group(), torch.tensor(members[axis], device=device))
             for axis in sorted(members, key=Axis.order)
         ]
         self.address, self.result_address = map(self._addresses, (self.totals, self.results))
 
     def _addresses(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64).to(self.device)
+        addresses = [t.data_ptr() for t in tensors]
+        return torch.tensor(addresses, dtype=torch.int64, device=self.device)
 
     def join(self) -> None:
         """Make totals of the results of all processes, each of the parts that it holds."""
@@ -142,7 +143,8 @@ class Norm(Sums):
         first = [stretch[0] for stretch in stretches]
         super().__init__(1, numels, segments, planned, device, axes=first)
         alone = len(stretches) == 1
-        self.total = self.totals[0] if alone else torch.zeros(1, dtype=torch.float64).to(device)
+        own = torch.zeros(1, dtype=torch.float64, device=device)
+        self.total = self.totals[0] if alone else own
 
     def join(self) -> None:
         super().join()

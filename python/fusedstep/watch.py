@@ -24,6 +24,15 @@ def native():
     return _native
 
 
+def require(where: str, what: str, value: Any, kind: type[dict] | type[list]) -> None:
+    """Require a dict or a list: a step does not look into others, and would see no change there."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{where}: {what} is a {type(value).__name__}, within which a step sees no change. "
+            f"Make it a {kind.__name__}."
+        )
+
+
 def contents(tree: dict | list, without: str | None = None) -> list[Any]:
     """Keys and values that a tree of dicts and lists holds, every dict and list followed by what it
     holds itself; entries of dicts under the key ``without`` are left out."""

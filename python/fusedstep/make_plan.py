@@ -1,0 +1,162 @@
+"""How a step is planned: what is checked, what states lack, and which tensors share a launch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from . import checks, shards, state_tensors, watch
+from .backends import choose
+from .launch import OWN_HYPERS, Entry, Kind, Launch
+from .plan import Plan
+from .reference.multi_tensor_apply import facts
+from .sparse import Touched
+from .state_tensors import Slot
+from .sums import Norm, Sums, first_slots
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+
+GRAD_NORM = "grad_norm"  # the rule whose sum is the squared norm of all gradients
+
+
+class _Alike(NamedTuple):
+    """What parameters of one group and dtype have in common."""
+
+    group: int
+    variant: int
+    layout: dict[str, Slot]
+    states: list[str]
+    master: bool
+
+
+def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
+    group = optimizer.param_groups[index]
+    return _Alike(
+        index,
+        optimizer.variant(group),
+        optimizer.state_layout(p, group),
+        list(optimizer.states(group)),
+        optimizer.has_master(p),
+    )
+
+
+@torch.no_grad()
+def make_plan(optimizer: FusedOptimizer) -> Plan:
+    """Check every parameter and gradient, then make tables and what states lack; only then do the
+    optimizer's states change, so that what ends it before, for want of memory say, loses nothing.
+    """
+    name = type(optimizer).__name__
+    watch.require(name, "its state", optimizer.state, dict)
+    for g, group in enumerate(optimizer.param_groups):
+        watch.require(optimizer.where(g), 'its "params"', group["params"], list)
+        optimizer.check_group(optimizer.where(g), group)  # it may depend on the parameters
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    numels = [0 if is_lazy(p) else shards.local(p).numel() for p in params]
+    axes = [shards.axes(p) for p in params]
+    planned: list[tuple[int, str, torch.Tensor, _Alike, list[str]]] = []
+    known: dict[tuple[int, torch.dtype], _Alike] = {}
+    i = -1
+    for g, group in enumerate(optimizer.param_groups):
+        for k, p in enumerate(group["params"]):
+            i += 1
+            state = optimizer.state.get(p, {})
+            if p.grad is None and not state:
+                continue
+            where = optimizer.where(g, k)
+            watch.require(where, "its state", state, dict)
+            checks.parameter(where, p)
+            if p.grad is not None:
+                checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
+            optimizer.check_state(where, group, state)
+            if (g, p.dtype) not in known:
+                known[g, p.dtype] = _alike(optimizer, g, p)
+            alike = known[g, p.dtype]
+            unfit = state_tensors.check(where, state, p, alike.layout)
+            planned.append((i, where, p, alike, unfit))
+    devices = {p.device for _, _, p, *_ in planned}
+    backends = {device: choose(optimizer.backend, device) for device in devices}
+    checks.no_overlap([(where, shards.local(p)) for _, where, p, *_ in planned])
+    segments = optimizer.segments() if optimizer.sums else []
+    if segments:
+        checks.one_device(name, [(segments[i], p) for i, _, p, *_ in planned])
+        shards.check_segments(name, segments, axes)
+    if optimizer.clips():
+        checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
+        shards.check_place("max_grad_norm", [(where, p) for _, where, p, *_ in planned])
+
+    slots = first_slots(numels)
+    touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}
+    kinds: dict[Kind, list[Entry]] = {}
+    states: dict[torch.Tensor, dict[str, Any]] = {}
+    for i, _, p, alike, unfit in planned:
+        held = optimizer.state.get(p, {})
+        states[p] = state_tensors.completed(held, p, alike.layout, unfit)
+        kind, entry = _entry(optimizer, i, p, alike, states[p], touched.get(i))
+        kinds.setdefault(kind, []).append(entry)
+    hypers = OWN_HYPERS + len(optimizer.hypers)
+    launches = [
+        Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
+        for kind, entries in kinds.items()
+    ]
+    for device in devices:
+        here = [launch for launch in launches if launch.device == device]
+        indices = [e.index for launch in here for e in launch.entries]
+        sums = norm = None
+        if optimizer.sums:
+            totals = optimizer.segment_totals(device)
+            of_segments = list(dict(zip(segments, axes, strict=True)).values())  # alike in each
+            sums = Sums(
+                optimizer.sums, numels, segments, indices, device,
+                totals=totals, axes=of_segments, counted=facts(optimizer.rule, 0).COUNTED,
+            )  # fmt: skip
+        if optimizer.clips():
+            norm = Norm(numels, axes, indices, device)
+        for launch in here:
+            _plan_passes(optimizer, launch, sums, norm)
+    for p, state in states.items():
+        state_tensors.replace(optimizer.state[p], state)
+    return Plan(optimizer, launches, backends, touched)
+
+
+def _entry(
+    optimizer: FusedOptimizer,
+    index: int,
+    p: torch.Tensor,
+    alike: _Alike,
+    state: dict[str, Any],
+    touched: Touched | None,
+) -> tuple[Kind, Entry]:
+    """A parameter's place in the tables."""
+    memory = shards.local if touched is None else touched.gather
+    entry = Entry(
+        index=index,
+        group=alike.group,
+        param=memory(p),
+        master=memory(state[state_tensors.MASTER]) if alike.master else None,
+        step=state["step"],
+        states=[memory(state[name]) for name in alike.states],
+        carried=[state[name] for name in optimizer.carried],
+    )
+    kind = Kind(
+        device=p.device,
+        variant=alike.variant,
+        param_dtype=p.dtype,
+        grad_dtype=p.dtype if p.grad is None else p.grad.dtype,
+        exp_avg_dtype=entry.states[0].dtype,
+        master=alike.master,
+    )
+    return kind, entry
+
+
+def _plan_passes(
+    optimizer: FusedOptimizer, launch: Launch, sums: Sums | None, norm: Norm | None
+) -> None:
+    rule, variant = optimizer.rule, launch.kind.variant
+    launch.passes = [launch.plan_pass(rule, variant | bits, sums) for bits in optimizer.passes]
+    if optimizer.survey is not None:
+        launch.survey = launch.plan_pass(rule, variant | optimizer.survey, sums)
+    if norm is not None:
+        launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)

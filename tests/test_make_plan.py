@@ -1,0 +1,117 @@
+"""Planning a step: it is done whole or not at all, wherever torch makes new tensors by default."""
+
+from collections import UserDict
+
+import fusedstep
+import pytest
+import torch
+from fusedstep import state_tensors
+from fusedstep.launch import Launch
+
+from tests.training import CLASSES, assert_same, every_class, give_gradients, model, stored, train
+
+
+@pytest.mark.parametrize("where", ["a state", "a table"])
+@every_class
+def test_what_ends_it_loses_nothing(cls, where, monkeypatch):
+    """Memory that does not suffice, or an interrupt from the keyboard."""
+    params = model()
+    optimizer = cls(params)
+    give_gradients(params[:1])
+    optimizer.step()
+    give_gradients(params)
+    before = {p: dict(optimizer.state.get(p, {})) for p in params}
+    kept = {p: optimizer.state.get(p) for p in params}
+    made, completed, tables = [], state_tensors.completed, Launch.__post_init__
+
+    def stops(*args):
+        made.append(completed(*args))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return made[-1]
+
+    def has_no_memory(launch):
+        tables(launch)
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        if where == "a state":
+            patched.setattr(state_tensors, "completed", stops)
+        else:
+            patched.setattr(Launch, "__post_init__", has_no_memory)
+        with pytest.raises((KeyboardInterrupt, MemoryError)):
+            optimizer.step()
+    assert before == {p: dict(optimizer.state.get(p, {})) for p in params}
+    optimizer.step()
+    assert all(optimizer.state[p] is kept[p] for p in params[:1]), "who holds a state keeps it"
+    others = model()
+    other = cls(others)
+    give_gradients(others[:1])
+    other.step()
+    give_gradients(others)
+    other.step()
+    assert_same(stored(optimizer, params), stored(other, others))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@every_class
+def test_torchs_default_device_does_not_matter(cls, backend):
+    results = []
+    for device in ("cpu", "meta"):
+        params = model()
+        with torch.device(device):
+            optimizer = cls(params, max_grad_norm=1.0, backend=backend)
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+            for p in params:
+                optimizer.state[p]["step"] = 7  # a number becomes a tensor
+            optimizer.step()
+        results.append(stored(optimizer, params))
+    assert_same(*results)
+
+
+CONTAINERS = {
+    "its state is a UserDict": lambda optimizer: setattr(
+        optimizer, "state", UserDict(optimizer.state)
+    ),
+    "parameter 1: its state is a UserDict": lambda optimizer: optimizer.state.update(
+        {p: UserDict(optimizer.state[p]) for p in optimizer.param_groups[0]["params"][1:]}
+    ),
+    'its "params" is a ParameterList': lambda optimizer: optimizer.param_groups[0].update(
+        params=torch.nn.ParameterList(optimizer.param_groups[0]["params"])
+    ),
+}
+
+
+@pytest.mark.parametrize("message", CONTAINERS)
+def test_containers_whose_changes_would_not_be_seen(message):
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    before = [p.detach().clone() for p in params]
+    CONTAINERS[message](optimizer)
+    with pytest.raises(TypeError, match=f"{message}, within which a step sees no change"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+@pytest.mark.parametrize("cls", [fusedstep.AvaGrad, fusedstep.LaProp])
+def test_an_eps_that_a_parameters_new_dtype_rounds_to_nothing(cls):
+    (p,) = params = model((4,), dtype=torch.float64)
+    optimizer = cls(params, eps=1e-50)
+    train(optimizer, params, 1)
+    p.grad = None
+    p.data = p.data.float()
+    give_gradients(params)
+    with pytest.raises(ValueError, match="eps is 1e-50, which is 0 in the arithmetic of"):
+        optimizer.step()
+
+
+def test_no_class_needs_a_group():
+    """Whoever takes all of them out."""
+    for cls in CLASSES:
+        optimizer = cls(model())
+        optimizer.param_groups.clear()
+        optimizer.step()
