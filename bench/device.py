@@ -78,7 +78,7 @@ class Cpu:
         if not isinstance(optimizer, FusedOptimizer):
             return {}
         optimizer.step()
-        return {"launches": sum(len(r.works) for r in optimizer._plan.rounds(survey=False))}
+        return {"launches": sum(len(r.works) for r in optimizer._plan.rounds(optimizer))}
 
 
 class Cuda:

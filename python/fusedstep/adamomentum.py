@@ -64,15 +64,6 @@ class AdaMomentum(FusedOptimizer):
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return dict.fromkeys(names if group["amsgrad"] else names[:2], 0.0)
 
-    def hyper_values(self, group):
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            group["decoupled_weight_decay"],
-        )
-
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.eps_stays(where, group["eps"], 1.0, group["params"])

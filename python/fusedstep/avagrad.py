@@ -116,14 +116,7 @@ class AvaGrad(FusedOptimizer):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
     def hyper_values(self, group):
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            self._decoupled,
-            group["skip_zero_second_moment"],
-        )
+        return super().hyper_values({**group, "decoupled_weight_decay": self._decoupled})
 
     def check_group(self, where, group):
         super().check_group(where, group)

@@ -41,6 +41,3 @@ class DelayedAdam(FusedOptimizer):
 
     def states(self, group):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
-
-    def hyper_values(self, group):
-        return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])

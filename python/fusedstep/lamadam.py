@@ -42,6 +42,3 @@ class LaMAdam(MAdam):
         self, params, lr=1e-3, beta1=0.9, beta2_range=(0.5, 0.98), eps=1e-15, *args, **kwargs
     ):
         super().__init__(params, lr, beta1, beta2_range, eps, *args, **kwargs)
-
-    def hyper_values(self, group):
-        return (*super().hyper_values(group), group["form"] == "released")

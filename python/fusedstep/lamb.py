@@ -61,10 +61,5 @@ class LAMB(FusedOptimizer):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
     def hyper_values(self, group):
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            self.state_dtype is torch.bfloat16,
-        )
+        rounds = self.state_dtype is torch.bfloat16
+        return super().hyper_values({**group, "exp_avg_is_bfloat16": rounds})

@@ -84,16 +84,6 @@ class LaProp(FusedOptimizer):
         names = ["exp_avg", *(("grad_mean", "grad_var") if group["centered"] else ("exp_avg_sq",))]
         return dict.fromkeys([*names, "max_exp_avg_sq"] if group["amsgrad"] else names, 0.0)
 
-    def hyper_values(self, group):
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            group["centered_start"],
-            group["form"] == "released",
-        )
-
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.flags(where, group, "centered")

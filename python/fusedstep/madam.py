@@ -88,19 +88,14 @@ class MAdam(FusedOptimizer):
         return {**states, "max_exp_avg_sq": 0.0} if group["amsgrad"] else states
 
     def hyper_values(self, group):
+        lo, hi = group["beta2_range"]
         delta, init = group["delta"], group["beta2_init"]
         if delta is None:
             delta = 1e-16 if group["form"] == "released" else 0.0
-        return (
-            group["lr"],
-            group["beta1"],
-            *group["beta2_range"],
-            -1.0 if init is None else init,
-            group["eps"],
-            group["weight_decay"],
-            group["decoupled_weight_decay"],
-            delta,
-        )
+        if init is None:
+            init = -1.0
+        known = {"beta2_lo": lo, "beta2_hi": hi, "beta2_init": init, "delta": delta}
+        return super().hyper_values({**group, **known})
 
     def check_group(self, where, group):
         super().check_group(where, group)

@@ -89,16 +89,6 @@ class MADGRAD(FusedOptimizer):
             return "sparse gradients need momentum=0 and weight_decay=0"
         return "sparse gradients and max_grad_norm do not go together" if self.clips() else None
 
-    def hyper_values(self, group):
-        return (
-            group["lr"],
-            group["momentum"],
-            group["weight_decay"],
-            group["eps"],
-            group["decoupled_weight_decay"],
-            group["form"] == "released",
-        )
-
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.hyper_in(where, "momentum", group["momentum"], 0.0, 1.0)

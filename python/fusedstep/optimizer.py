@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -90,9 +89,13 @@ class FusedOptimizer(KeepsState):
         raise NotImplementedError
 
     def hyper_values(self, group: dict[str, Any]) -> tuple:
-        """The row's floats or 0-d tensors, in the order of ``hypers``. They depend on the group and
-        on what an optimizer is built with for good; they are asked for when the group changes."""
-        raise NotImplementedError
+        """The row's floats or 0-d tensors: what the group holds under the names in ``hypers``,
+        ``beta1`` and ``beta2`` of its ``betas``, and whether its form is ``released``. A subclass
+        adds what the group lacks. They are asked for when the group changes."""
+        known = {**group, "released": group["form"] == "released"}
+        if "betas" in group:
+            known["beta1"], known["beta2"] = group["betas"]
+        return tuple(known[name] for name in self.hypers)
 
     def variant(self, group: dict[str, Any]) -> int:
         """The kernel's template constants as a bit mask."""
@@ -190,10 +193,6 @@ class FusedOptimizer(KeepsState):
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         checks.amp_tensor("grad_scale", grad_scale)
         checks.amp_tensor("found_inf", found_inf)
-        survey = False
-        if self.survey is not None:
-            surveyed, before = (self.surveyed_on(), plan.versions.surveyed()), plan.surveyed
-            survey = before is None or not _same(surveyed[0], before[0]) or surveyed[1] != before[1]
         try:
             for launch in plan.launches:
                 launch.set_rows(rows)
@@ -206,13 +205,11 @@ class FusedOptimizer(KeepsState):
                 launch.grads = grads
                 launch.grad_scale = _amp_tensor(grad_scale, launch.device)
                 launch.found_inf = _amp_tensor(found_inf, launch.device)
-            for work in plan.rounds(survey):
+            for work in plan.rounds(self):
                 work.run()
         finally:
             for launch in plan.launches:
                 launch.grads = None  # or they would outlive zero_grad
-        if survey:
-            plan.surveyed = surveyed
         for touched in plan.touched.values():
             touched.put_back()
         self._norm_sq = plan.grad_norm_sq()
@@ -269,14 +266,6 @@ class FusedOptimizer(KeepsState):
             raise
         if self.capturable:
             graphs.make_live(self.param_groups[-1])
-
-
-def _same(values: tuple, others: tuple) -> bool:
-    """Equality that never compares tensors by value, which would wait for the device."""
-    return len(values) == len(others) and all(
-        a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
-        for a, b in zip(values, others)
-    )
 
 
 def _not_below_0(group: dict[str, Any]) -> dict[str, Any]:

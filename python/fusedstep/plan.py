@@ -8,6 +8,7 @@ and hyper-parameters are brought up to date.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class Plan:
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
         self.backend = optimizer.backend
-        self.surveyed: tuple | None = None  # on what, see FusedOptimizer._run
+        self._surveyed: tuple | None = None  # what the sums depended on in the last step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         lists = _lists(optimizer)
         self._lost: list[weakref.ref] = []  # who died of those that were planned on
@@ -90,9 +91,15 @@ class Plan:
         passes = zip(*(launch.passes for launch in launches), strict=True)
         self._rounds = [round_of(launch.norm for launch in launches), *map(round_of, passes)]
 
-    def rounds(self, survey: bool) -> list[Round]:
-        """What to run, in order."""
-        return [self._survey, *self._rounds] if survey else self._rounds
+    def rounds(self, optimizer: FusedOptimizer) -> list[Round]:
+        """What a step runs, in order: with a survey first where its sums are not those of now."""
+        if optimizer.survey is None:
+            return self._rounds
+        before = self._surveyed
+        self._surveyed = options, writes = optimizer.surveyed_on(), self.versions.surveyed()
+        if before and all(map(operator.is_, options, before[0])) and writes == before[1]:
+            return self._rounds
+        return [self._survey, *self._rounds]
 
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
