@@ -46,6 +46,20 @@ def test_any_found_inf_skips_everything(cls, backend, device):
     assert_same(got, stored(unskipped, others))
 
 
+@on_every_backend
+def test_a_scale_of_another_dtype(cls, backend, device):
+    """It would be read as a float32."""
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        params = model(device=device)
+        optimizer = cls(params, backend=backend)
+        optimizer.grad_scale = torch.tensor(4.0, dtype=dtype, device=device)
+        optimizer.found_inf = torch.tensor(0.0, dtype=dtype, device=device)
+        train(optimizer, params, 2)
+        results.append(stored(optimizer, params))
+    assert_same(*results)
+
+
 @pytest.mark.parametrize("found_inf", FOUND)
 @every_class
 def test_the_reference_skips_too(cls, found_inf):

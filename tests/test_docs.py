@@ -1,5 +1,6 @@
 """The documentation is true: its code runs, its links lead somewhere, its worked example works."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -120,6 +121,23 @@ def test_a_page_names_every_state_and_argument(cls):
     names |= optimizer.states({**group, "amsgrad": True}).keys()
     text = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
     assert not {name for name in names if not re.search(rf"`{name}(=[^`]*)?`", text)}
+
+
+DEFAULT = re.compile(r"^\|[^|]*\| `(?P<name>\w+)`[^|]*\| (?P<said>[^|]*) \|$", re.M)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_page_names_every_default(cls):
+    text = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
+    table = text.partition("| symbol | argument | default |")[2].partition("\n\n")[0]
+    defaults = cls([torch.nn.Parameter(torch.ones(1))]).defaults
+    told = {}
+    for row in DEFAULT.finditer(table):
+        own = re.search(rf"`{cls.__name__}` (\S+?)(,|$)", row["said"])  # where classes differ
+        said = own[1] if own else re.match(r"\(.*?\)|\S+", row["said"].strip("*"))[0]
+        told[row["name"]] = ast.literal_eval(said)
+    assert told == {name: defaults[name] for name in told}
+    assert told.keys() == defaults.keys() - {"form"}
 
 
 # The worked example of CONTRIBUTING.md

@@ -1,11 +1,13 @@
 """Planning a step: it is done whole or not at all, wherever torch makes new tensors by default."""
 
 from collections import UserDict
+from itertools import count
 
 import fusedstep
 import pytest
 import torch
 from fusedstep import state_tensors
+from fusedstep.backends import CpuBackend
 from fusedstep.launch import Launch
 
 from tests.training import CLASSES, assert_same, every_class, give_gradients, model, stored, train
@@ -51,6 +53,54 @@ def test_what_ends_it_loses_nothing(cls, where, monkeypatch):
     give_gradients(others)
     other.step()
     assert_same(stored(optimizer, params), stored(other, others))
+
+
+def stop_at_launch(number, optimizer, monkeypatch):
+    """Interrupt a step before one of its launches, the first being 0."""
+    launches, apply = count(), CpuBackend.apply
+
+    def stops(backend, launch, work):
+        if next(launches) == number:
+            raise KeyboardInterrupt
+        apply(backend, launch, work)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(CpuBackend, "apply", stops)
+        optimizer.step()
+
+
+@every_class
+def test_sums_that_were_left_half_done_are_not_gone_on_with(cls, monkeypatch):
+    """The norm of all gradients is summed by two launches here."""
+    results = []
+    for interrupted in (True, False):
+        params = [*model(), *model(dtype=torch.float64)]
+        optimizer = cls(params, max_grad_norm=1.0)
+        train(optimizer, params, 1)
+        give_gradients(params, 1)
+        if interrupted:
+            stop_at_launch(1, optimizer, monkeypatch)
+        optimizer.step()
+        results.append({**stored(optimizer, params), "norm": optimizer.last_grad_norm})
+    assert_same(*results)
+
+
+def test_another_backend_is_taken_up(monkeypatch):
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    monkeypatch.setattr(CpuBackend, "apply", lambda *_: pytest.fail("it is the old one"))
+    optimizer.backend = "reference"
+    train(optimizer, params, 1)
+
+
+def test_a_loaded_optimizer_has_no_norm_yet():
+    params = model()
+    optimizer = fusedstep.AdamW(params, max_grad_norm=1.0)
+    train(optimizer, params, 1)
+    assert optimizer.last_grad_norm > 0
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.last_grad_norm is None
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

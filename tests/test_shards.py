@@ -74,7 +74,7 @@ def norms_are_those_of_whole_tensors(mesh_shape, layouts, classes):
             partial(cls, **options),
             distribute(whole, mesh, layouts),
             whole,
-            steps=1 if cls is fusedstep.LAMB else 3,
+            steps=1 if cls is fusedstep.LAMB else 4,
             give=give_sixteenths,
         )
         assert parts_of.last_grad_norm == of.last_grad_norm

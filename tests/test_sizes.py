@@ -122,9 +122,9 @@ def test_a_first_step_takes_time_in_proportion_to_the_tensors(cls):
             params = model(*[(4,)] * tensors)
             give_gradients(params)
             optimizer = cls(params)
-            begin = time.perf_counter()
+            begin = time.process_time()  # whatever else the machine does
             optimizer.step()
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
         return min(times)
 
     first_step(10)
