@@ -6,7 +6,7 @@ from numbers import Real
 
 import torch
 
-from . import shards
+from . import memory, shards
 
 HYPER_DTYPES = (torch.float32, torch.float64)
 COUNT_DTYPES = (torch.int64, torch.int32)
@@ -33,7 +33,7 @@ def hyper_in(
                 f"{where}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; kernels "
                 f"read 0-d float32 or float64 tensors. Pass a float or such a tensor."
             )
-        if shards.is_dtensor(value) or without_memory(value):
+        if shards.is_dtensor(value) or memory.is_missing(value):
             raise ValueError(
                 f"{where}: {name} is a {type(value).__name__} on {value.device}, without memory of "
                 f"its own, which kernels cannot read. Pass a float or a plain 0-d tensor."
@@ -96,39 +96,9 @@ def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tens
             )
 
 
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's elements fill one stretch of memory, each exactly once."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether memory holds the elements in the same order; strides of size-1 dims don't count."""
-    return all(
-        size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
-    )
-
-
-def without_memory(t: torch.Tensor) -> bool:
-    """Whether a tensor has elements but no address: a wrapper, a meta tensor, freed storage."""
-    try:
-        t = shards.local(t)
-        return t.numel() != 0 and t.data_ptr() == 0
-    except RuntimeError:
-        return True
-
-
 def _plain(where: str, what: str, t: torch.Tensor) -> None:
     """Require a tensor with memory of its own."""
-    if not is_sparse(t) and without_memory(t):
+    if not memory.is_sparse(t) and memory.is_missing(t):
         raise ValueError(
             f"{where} {what} a {type(t).__name__} on {t.device} without memory of its own, which "
             f"kernels cannot read. Pass a plain tensor with storage."
@@ -157,20 +127,16 @@ def parameter(where: str, p: torch.Tensor) -> None:
             f"{where} is a view of memory with its elements negated, as the imaginary part of a "
             f"conjugated tensor is. Pass a copy (`p.detach().resolve_neg()`)."
         )
-    if not is_dense(p):
+    if not memory.is_dense(p):
         raise ValueError(
             f"{where} has shape {tuple(p.shape)} and strides {p.stride()}: its elements overlap or "
             f"leave gaps in memory. Pass a contiguous copy (`p.detach().clone()`)."
         )
 
 
-def is_sparse(g: torch.Tensor | None) -> bool:
-    return g is not None and g.layout is not torch.strided
-
-
 def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str | None) -> None:
     """Require a gradient that fits its parameter; a sparse one where there is no reason not to."""
-    if is_sparse(g) and (why_not_sparse or g.layout is not torch.sparse_coo):
+    if memory.is_sparse(g) and (why_not_sparse or g.layout is not torch.sparse_coo):
         raise ValueError(
             f"{where} has a gradient of layout {g.layout}; "
             f"{why_not_sparse or 'of the sparse layouts only torch.sparse_coo is supported'}. "
@@ -224,7 +190,7 @@ def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
         remedy = "Distribute it as the parameter is (torch.distributed.checkpoint loads so)."
         _distributed_like(where, what, value, p, remedy)
     real = value.dtype in PARAM_DTYPES or (scalar and value.dtype in COUNT_DTYPES)
-    if is_sparse(value) or not real:
+    if memory.is_sparse(value) or not real:
         raise ValueError(
             f"{where} {what} a {value.dtype} tensor of layout {value.layout}; kernels take dense "
             f"tensors of real numbers. {remedy}"
@@ -248,7 +214,7 @@ def state_value(where: str, name: str, value: float, whole: bool) -> None:
 def kept_sums(where: str, name: str, value) -> None:
     """Require what an optimizer keeps in a group, in memory that kernels write: two numbers."""
     fits = isinstance(value, torch.Tensor) and value.shape == (2,) and value.dtype in HYPER_DTYPES
-    if not fits or without_memory(value):
+    if not fits or memory.is_missing(value):
         raise ValueError(
             f"{where}: {name} is {value!r}; the optimizer keeps two numbers there, in a float64 "
             f"tensor. Load an intact checkpoint, or start anew (`group.pop({name!r})`)."
@@ -278,6 +244,31 @@ def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:
             raise NotImplementedError(
                 f"{what} takes a norm over parameters on {devices[segment]} and {p.device}, which "
                 f"is not supported. Keep them on one device, or use an optimizer for each device."
+            )
+
+
+def cut_alike(what: str, segments: list[int], axes: list[tuple]) -> None:
+    """Require that the parameters of every segment, whose squares are summed, are cut along the
+    same axes of a mesh, if they are cut."""
+    first: dict[int, int] = {}
+    for i, (segment, along) in enumerate(zip(segments, axes, strict=True)):
+        k = first.setdefault(segment, i)
+        if along != axes[k]:
+            raise NotImplementedError(
+                f"{what} sums over parameters {k} and {i} (counted through all groups) together, "
+                f"which are distributed over processes in different ways; that is not supported. "
+                f"Distribute them alike, or use an optimizer for each."
+            )
+
+
+def in_place(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
+    """Require that this process is on the meshes of all parameters."""
+    for where, p in entries:
+        if not shards.has_place(p):
+            raise NotImplementedError(
+                f"{where} lies on {p.device_mesh}, of which this process is not a part; {what} "
+                f"takes a norm over it that this process cannot know. Give each process the "
+                f"parameters that it has a part of."
             )
 
 

@@ -13,7 +13,8 @@ from .state_tensors import MASTER, Slot
 
 
 class KeepsState(torch.optim.Optimizer):
-    """torch's Optimizer, but for loaded states: they keep their dtype."""
+    """torch's Optimizer, but for loaded states: they keep their dtype. What it reads of a subclass
+    is :class:`~fusedstep.optimizer.FusedOptimizer`'s."""
 
     def has_master(self, p: torch.Tensor) -> bool:
         return self.master_weights and p.dtype.itemsize == 2
@@ -70,8 +71,8 @@ class KeepsState(torch.optim.Optimizer):
         if loading is not None:
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
-        self._plan, self._norm_sq, self._options, self._kernels = None, None, None, []
         self._captured = getattr(self, "_captured", [])
+        self._forget()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)

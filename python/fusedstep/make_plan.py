@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import checks, shards, state_tensors, watch
+from . import checks, memory, shards, state_tensors, watch
 from .backends import choose
 from .launch import OWN_HYPERS, Entry, Kind, Launch
 from .plan import Plan
@@ -43,60 +44,41 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
     )
 
 
+class _Planned(NamedTuple):
+    """A parameter that takes part: it has a gradient or a state."""
+
+    index: int  # in the flat list of the optimizer's parameters
+    where: str
+    param: torch.Tensor
+    alike: _Alike
+    unfit: list[str]  # what of its state is to be made
+
+
 @torch.no_grad()
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make tables and what states lack; only then do the
     optimizer's states change, so that what ends it before, for want of memory say, loses nothing.
     """
-    name = type(optimizer).__name__
-    watch.require(name, "its state", optimizer.state, dict)
-    for g, group in enumerate(optimizer.param_groups):
-        watch.require(optimizer.where(g), 'its "params"', group["params"], list)
-        optimizer.check_group(optimizer.where(g), group)  # it may depend on the parameters
     params = [p for group in optimizer.param_groups for p in group["params"]]
     numels = [0 if is_lazy(p) else shards.local(p).numel() for p in params]
     axes = [shards.axes(p) for p in params]
-    planned: list[tuple[int, str, torch.Tensor, _Alike, list[str]]] = []
-    known: dict[tuple[int, torch.dtype], _Alike] = {}
-    i = -1
-    for g, group in enumerate(optimizer.param_groups):
-        for k, p in enumerate(group["params"]):
-            i += 1
-            state = optimizer.state.get(p, {})
-            if p.grad is None and not state:
-                continue
-            where = optimizer.where(g, k)
-            watch.require(where, "its state", state, dict)
-            checks.parameter(where, p)
-            if p.grad is not None:
-                checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
-            optimizer.check_state(where, group, state)
-            if (g, p.dtype) not in known:
-                known[g, p.dtype] = _alike(optimizer, g, p)
-            alike = known[g, p.dtype]
-            unfit = state_tensors.check(where, state, p, alike.layout)
-            planned.append((i, where, p, alike, unfit))
-    devices = {p.device for _, _, p, *_ in planned}
+    planned = _checked(optimizer)
+    devices = {each.param.device for each in planned}
     backends = {device: choose(optimizer.backend, device) for device in devices}
-    checks.no_overlap([(where, shards.local(p)) for _, where, p, *_ in planned])
     segments = optimizer.segments() if optimizer.sums else []
-    if segments:
-        checks.one_device(name, [(segments[i], p) for i, _, p, *_ in planned])
-        shards.check_segments(name, segments, axes)
-    if optimizer.clips():
-        checks.one_device("max_grad_norm", [(0, p) for _, _, p, *_ in planned])
-        shards.check_place("max_grad_norm", [(where, p) for _, where, p, *_ in planned])
+    _check_sums(optimizer, planned, segments, axes)
 
-    slots = first_slots(numels)
-    touched = {i: Touched(p.grad) for i, _, p, *_ in planned if checks.is_sparse(p.grad)}
+    states, touched = {}, {}
     kinds: dict[Kind, list[Entry]] = {}
-    states: dict[torch.Tensor, dict[str, Any]] = {}
-    for i, _, p, alike, unfit in planned:
+    for each in planned:
+        p = each.param
         held = optimizer.state.get(p, {})
-        states[p] = state_tensors.completed(held, p, alike.layout, unfit)
-        kind, entry = _entry(optimizer, i, p, alike, states[p], touched.get(i))
+        states[p] = state_tensors.completed(held, p, each.alike.layout, each.unfit)
+        if memory.is_sparse(p.grad):
+            touched[each.index] = Touched(p.grad)
+        kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
         kinds.setdefault(kind, []).append(entry)
-    hypers = OWN_HYPERS + len(optimizer.hypers)
+    hypers, slots = OWN_HYPERS + len(optimizer.hypers), first_slots(numels)
     launches = [
         Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
         for kind, entries in kinds.items()
@@ -121,23 +103,60 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     return Plan(optimizer, launches, backends, touched)
 
 
+def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
+    """The parameters that take part, in order; raises where kernels could not serve one."""
+    watch.require(type(optimizer).__name__, "its state", optimizer.state, dict)
+    planned: list[_Planned] = []
+    known: dict[tuple[int, torch.dtype], _Alike] = {}
+    index = count()
+    for g, group in enumerate(optimizer.param_groups):
+        watch.require(optimizer.where(g), 'its "params"', group["params"], list)
+        optimizer.check_group(optimizer.where(g), group)  # it may depend on the parameters
+        for k, p in enumerate(group["params"]):
+            i, state = next(index), optimizer.state.get(p, {})
+            if p.grad is None and not state:
+                continue
+            where = optimizer.where(g, k)
+            watch.require(where, "its state", state, dict)
+            checks.parameter(where, p)
+            if p.grad is not None:
+                checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
+            optimizer.check_state(where, group, state)
+            if (g, p.dtype) not in known:
+                known[g, p.dtype] = _alike(optimizer, g, p)
+            alike = known[g, p.dtype]
+            unfit = state_tensors.check(where, state, p, alike.layout)
+            planned.append(_Planned(i, where, p, alike, unfit))
+    checks.no_overlap([(each.where, shards.local(each.param)) for each in planned])
+    return planned
+
+
+def _check_sums(
+    optimizer: FusedOptimizer, planned: list[_Planned], segments: list[int], axes: list[tuple]
+) -> None:
+    """Require that what is summed together can be."""
+    if segments:
+        name = type(optimizer).__name__
+        checks.one_device(name, [(segments[each.index], each.param) for each in planned])
+        checks.cut_alike(name, segments, axes)
+    if optimizer.clips():
+        checks.one_device("max_grad_norm", [(0, each.param) for each in planned])
+        checks.in_place("max_grad_norm", [(each.where, each.param) for each in planned])
+
+
 def _entry(
-    optimizer: FusedOptimizer,
-    index: int,
-    p: torch.Tensor,
-    alike: _Alike,
-    state: dict[str, Any],
-    touched: Touched | None,
+    optimizer: FusedOptimizer, planned: _Planned, state: dict[str, Any], touched: Touched | None
 ) -> tuple[Kind, Entry]:
     """A parameter's place in the tables."""
-    memory = shards.local if touched is None else touched.gather
+    p, alike = planned.param, planned.alike
+    part = shards.local if touched is None else touched.gather
     entry = Entry(
-        index=index,
+        index=planned.index,
         group=alike.group,
-        param=memory(p),
-        master=memory(state[state_tensors.MASTER]) if alike.master else None,
+        param=part(p),
+        master=part(state[state_tensors.MASTER]) if alike.master else None,
         step=state["step"],
-        states=[memory(state[name]) for name in alike.states],
+        states=[part(state[name]) for name in alike.states],
         carried=[state[name] for name in optimizer.carried],
     )
     kind = Kind(

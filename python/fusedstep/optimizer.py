@@ -72,15 +72,19 @@ class FusedOptimizer(KeepsState):
         checks.one_of(type(self).__name__, "backend", backend, ("auto", *BACKENDS))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self.capturable = capturable
-        self._plan: Plan | None = None
         self._captured: list[tuple] = []  # what CUDA graphs read in their replays
+        self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
+        self._forget()
+        common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
+        super().__init__(params, {**defaults, **common})
+
+    def _forget(self) -> None:
+        """What was found out about groups and states: they are others from now on."""
+        self._plan: Plan | None = None
         self._norm_sq: torch.Tensor | None = None
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
         self._rows: list[tuple] = []  # those hyper-parameters
         self._kernels: list[tuple] = []  # what of them calls for another kernel
-        self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
-        common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
-        super().__init__(params, {**defaults, **common})
 
     # What a subclass provides
 

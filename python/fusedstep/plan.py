@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import checks, shards
+from . import memory, shards
 from .backends import Backend
 from .launch import DTYPE_CODES, Launch, Pass
 from .sparse import Touched
@@ -164,11 +164,11 @@ class Plan:
                 g = g.redistribute(p.device_mesh, p.placements)
             g, p = shards.local(g), shards.local(p)
             grads[i] = g
-            if checks.is_sparse(g) or checks.without_memory(g):
+            if memory.is_sparse(g) or memory.is_missing(g):
                 return False
             if (g.dtype, g.shape, g.device) != (self._dtypes[i], p.shape, p.device):
                 return False
-            if g.is_neg() or not checks.same_layout(p, g):
+            if g.is_neg() or not memory.same_layout(p, g):
                 grads[i] = torch.empty_like(p, dtype=g.dtype).copy_(g)
         return True
 

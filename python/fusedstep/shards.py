@@ -70,28 +70,3 @@ def axes(t: torch.Tensor) -> tuple[Axis, ...]:
     placements = enumerate(t.placements)
     cut = [dim for dim, at in placements if not at.is_replicate() and mesh.size(dim) > 1]
     return tuple(Axis(mesh, dim) for dim in cut)
-
-
-def check_segments(what: str, segments: list[int], axes: list[tuple]) -> None:
-    """Require that the parameters of every segment, whose squares are summed, are cut along the
-    same axes of a mesh, if they are cut."""
-    first: dict[int, int] = {}
-    for i, (segment, along) in enumerate(zip(segments, axes, strict=True)):
-        k = first.setdefault(segment, i)
-        if along != axes[k]:
-            raise NotImplementedError(
-                f"{what} sums over parameters {k} and {i} (counted through all groups) together, "
-                f"which are distributed over processes in different ways; that is not supported. "
-                f"Distribute them alike, or use an optimizer for each."
-            )
-
-
-def check_place(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
-    """Require that this process is on the meshes of all parameters."""
-    for where, p in entries:
-        if not has_place(p):
-            raise NotImplementedError(
-                f"{where} lies on {p.device_mesh}, of which this process is not a part; {what} "
-                f"takes a norm over it that this process cannot know. Give each process the "
-                f"parameters that it has a part of."
-            )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import checks, shards
+from . import checks, memory, shards
 
 MASTER = "master_param"  # a float32 copy of a 16-bit parameter
 LATE = ("max_exp_avg_sq",)  # what an option may add to a state that is there
@@ -127,7 +127,7 @@ def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:
         like = value.ndim == 0
     else:
         like = value.shape == p.shape and value.stride() == p.stride()
-    return like and not checks.without_memory(value)
+    return like and not memory.is_missing(value)
 
 
 def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torch.Tensor:
@@ -138,5 +138,5 @@ def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torc
     if not shards.alike(value, p):
         value = value.redistribute(p.device_mesh, p.placements)
     like = (value.dtype, value.device) == (slot.dtype, p.device)
-    like = like and checks.same_layout(shards.local(p), shards.local(value))
+    like = like and memory.same_layout(shards.local(p), shards.local(value))
     return value if like and not copy else torch.empty_like(p, dtype=slot.dtype).copy_(value)

@@ -1,0 +1,41 @@
+"""How a tensor lies in memory."""
+
+from __future__ import annotations
+
+import torch
+
+from . import shards
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements fill one stretch of memory, each exactly once."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether memory holds the elements in the same order; strides of size-1 dims don't count."""
+    return all(
+        size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
+    )
+
+
+def is_missing(t: torch.Tensor) -> bool:
+    """Whether a tensor has elements but no address: a wrapper, a meta tensor, freed storage."""
+    try:
+        t = shards.local(t)
+        return t.numel() != 0 and t.data_ptr() == 0
+    except RuntimeError:
+        return True
+
+
+def is_sparse(g: torch.Tensor | None) -> bool:
+    return g is not None and g.layout is not torch.strided
