@@ -1,10 +1,12 @@
 """The house holds: arrows one way, every stem in every room, nothing left over."""
 
 import ast
+import inspect
 import re
 import subprocess
 from itertools import count, product
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import fusedstep
 import pytest
@@ -75,6 +77,17 @@ def test_every_rule_in_a_room_has_a_class():
 
 def test_every_class_is_in_the_bit_matrix():
     assert {case.cls for case in testing.CASES} == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_constructors_say_what_they_take(cls):
+    """For type checkers, editors and command lines that are made from signatures."""
+    hints = get_type_hints(cls.__init__)
+    own = inspect.signature(cls).parameters
+    assert hints.keys() == own.keys()
+    base = inspect.signature(FusedOptimizer).parameters.values()
+    common = {each.name for each in base if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert common == {*own, *get_type_hints(get_args(hints["common"])[0])} & common
 
 
 def test_every_template_constant_is_in_the_bit_matrix():
@@ -175,6 +188,7 @@ ARROWS = {  # file: what it uses of the package
     "sparse": "",
     "step_table": "",
     "hooks": "",
+    "options": "",
     "memory": "shards",
     "versions": "shards",
     "sums": "shards",
@@ -189,7 +203,7 @@ ARROWS = {  # file: what it uses of the package
     "plan": "backends launch memory optimizer shards sparse versions watch",
     "make_plan": "backends checks launch memory optimizer plan reference shards sparse"
     " state_tensors sums watch",
-    "optimizer": "backends checks graphs hooks keeps_state make_plan plan watch",
+    "optimizer": "backends checks graphs hooks keeps_state make_plan options plan watch",
     "testing": "sums",
     "verify": "backends testing",
     "__main__": "backends verify version",
@@ -207,7 +221,7 @@ def test_algorithms_use_the_front_end_only():
     for cls in OPTIMIZERS:
         path = PACKAGE / f"{cls.rule}.py"
         used = {m.split(".")[1] for m in imports(path) if m.startswith("fusedstep.")}
-        assert used <= {"optimizer", "checks", *RULES} - {cls.rule}
+        assert used <= {"optimizer", "options", "checks", *RULES} - {cls.rule}
 
 
 def test_arrows_in_native_code():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
 from . import checks
 from .optimizer import FusedOptimizer
+from .options import Hyper, Options
 
 
 class AdaMomentum(FusedOptimizer):
@@ -41,14 +45,14 @@ class AdaMomentum(FusedOptimizer):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-16,
-        weight_decay=0.0,
-        decoupled_weight_decay=True,
-        amsgrad=False,
-        **common,
+        params: ParamsT,
+        lr: Hyper = 1e-3,
+        betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+        eps: Hyper = 1e-16,
+        weight_decay: Hyper = 0.0,
+        decoupled_weight_decay: bool = True,
+        amsgrad: bool = False,
+        **common: Unpack[Options],
     ):
         defaults = {
             "lr": lr,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
 from .optimizer import FusedOptimizer
+from .options import Hyper, Options
 
 
 class AdamW(FusedOptimizer):
@@ -40,13 +44,13 @@ class AdamW(FusedOptimizer):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-2,
-        amsgrad=False,
-        **common,
+        params: ParamsT,
+        lr: Hyper = 1e-3,
+        betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+        eps: Hyper = 1e-8,
+        weight_decay: Hyper = 1e-2,
+        amsgrad: bool = False,
+        **common: Unpack[Options],
     ):
         defaults = {
             "lr": lr,
@@ -84,12 +88,12 @@ class Adam(AdamW):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.0,
-        amsgrad=False,
-        **common,
+        params: ParamsT,
+        lr: Hyper = 1e-3,
+        betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+        eps: Hyper = 1e-8,
+        weight_decay: Hyper = 0.0,
+        amsgrad: bool = False,
+        **common: Unpack[Options],
     ):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **common)

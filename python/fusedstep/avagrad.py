@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from . import checks
 from .optimizer import FusedOptimizer
+from .options import Hyper, Options
 
 
 class AvaGrad(FusedOptimizer):
@@ -55,13 +58,13 @@ class AvaGrad(FusedOptimizer):
 
     def __init__(
         self,
-        params,
-        lr=0.1,
-        betas=(0.9, 0.999),
-        eps=0.1,
-        weight_decay=0.0,
-        skip_zero_second_moment=False,
-        **common,
+        params: ParamsT,
+        lr: Hyper = 0.1,
+        betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+        eps: Hyper = 0.1,
+        weight_decay: Hyper = 0.0,
+        skip_zero_second_moment: bool = False,
+        **common: Unpack[Options],
     ):
         defaults = {
             "lr": lr,

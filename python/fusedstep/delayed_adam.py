@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
 from .optimizer import FusedOptimizer
+from .options import Hyper, Options
 
 
 class DelayedAdam(FusedOptimizer):
@@ -35,7 +39,15 @@ class DelayedAdam(FusedOptimizer):
     rule = "delayed_adam"
     hypers = ("lr", "beta1", "beta2", "eps", "weight_decay")
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, **common):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Hyper = 1e-3,
+        betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+        eps: Hyper = 1e-8,
+        weight_decay: Hyper = 0.0,
+        **common: Unpack[Options],
+    ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, **common)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
 from .madam import MAdam
+from .options import Hyper, Options
 
 
 class LaMAdam(MAdam):
@@ -39,6 +43,20 @@ class LaMAdam(MAdam):
     carried = {**MAdam.carried, "lr_ema": 0.0}
 
     def __init__(
-        self, params, lr=1e-3, beta1=0.9, beta2_range=(0.5, 0.98), eps=1e-15, *args, **kwargs
+        self,
+        params: ParamsT,
+        lr: Hyper = 1e-3,
+        beta1: Hyper = 0.9,
+        beta2_range: tuple[Hyper, Hyper] = (0.5, 0.98),
+        eps: Hyper = 1e-15,
+        weight_decay: Hyper = 0.0,
+        decoupled_weight_decay: bool = True,
+        amsgrad: bool = False,
+        delta: Hyper | None = None,
+        beta2_init: Hyper | None = None,
+        **common: Unpack[Options],
     ):
-        super().__init__(params, lr, beta1, beta2_range, eps, *args, **kwargs)
+        super().__init__(
+            params, lr, beta1, beta2_range, eps, weight_decay, decoupled_weight_decay, amsgrad,
+            delta, beta2_init, **common,
+        )  # fmt: skip

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .optimizer import FusedOptimizer
+from .options import Hyper, OptionsButClipping
 
 
 class LAMB(FusedOptimizer):
@@ -42,14 +45,14 @@ class LAMB(FusedOptimizer):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-6,
-        weight_decay=0.01,
+        params: ParamsT,
+        lr: Hyper = 1e-3,
+        betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+        eps: Hyper = 1e-6,
+        weight_decay: Hyper = 0.01,
         *,
-        max_grad_norm=1.0,
-        **common,
+        max_grad_norm: Hyper | None = 1.0,
+        **common: Unpack[OptionsButClipping],
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, max_grad_norm=max_grad_norm, **common)

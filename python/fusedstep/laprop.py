@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from . import checks
 from .optimizer import FusedOptimizer
+from .options import Hyper, Options
 
 
 class LaProp(FusedOptimizer):
@@ -59,15 +62,15 @@ class LaProp(FusedOptimizer):
 
     def __init__(
         self,
-        params,
-        lr=4e-4,
-        betas=(0.9, 0.999),
-        eps=1e-15,
-        weight_decay=0.0,
-        amsgrad=False,
-        centered=False,
-        centered_start=10,
-        **common,
+        params: ParamsT,
+        lr: Hyper = 4e-4,
+        betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+        eps: Hyper = 1e-15,
+        weight_decay: Hyper = 0.0,
+        amsgrad: bool = False,
+        centered: bool = False,
+        centered_start: Hyper = 10,
+        **common: Unpack[Options],
     ):
         defaults = {
             "lr": lr,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from . import checks
 from .optimizer import FusedOptimizer
+from .options import Hyper, Options
 
 
 class MAdam(FusedOptimizer):
@@ -58,17 +61,17 @@ class MAdam(FusedOptimizer):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        beta1=0.9,
-        beta2_range=(0.5, 0.999),
-        eps=1e-8,
-        weight_decay=0.0,
-        decoupled_weight_decay=True,
-        amsgrad=False,
-        delta=None,
-        beta2_init=None,
-        **common,
+        params: ParamsT,
+        lr: Hyper = 1e-3,
+        beta1: Hyper = 0.9,
+        beta2_range: tuple[Hyper, Hyper] = (0.5, 0.999),
+        eps: Hyper = 1e-8,
+        weight_decay: Hyper = 0.0,
+        decoupled_weight_decay: bool = True,
+        amsgrad: bool = False,
+        delta: Hyper | None = None,
+        beta2_init: Hyper | None = None,
+        **common: Unpack[Options],
     ):
         defaults = {
             "lr": lr,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from . import checks
 from .optimizer import FusedOptimizer
+from .options import Hyper, Options
 
 
 class MADGRAD(FusedOptimizer):
@@ -51,13 +54,13 @@ class MADGRAD(FusedOptimizer):
 
     def __init__(
         self,
-        params,
-        lr=1e-2,
-        momentum=0.9,
-        weight_decay=0.0,
-        eps=1e-6,
-        decoupled_weight_decay=False,
-        **common,
+        params: ParamsT,
+        lr: Hyper = 1e-2,
+        momentum: Hyper = 0.9,
+        weight_decay: Hyper = 0.0,
+        eps: Hyper = 1e-6,
+        decoupled_weight_decay: bool = False,
+        **common: Unpack[Options],
     ):
         defaults = {
             "lr": lr,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from . import checks, graphs
 from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
+from .options import Hyper
 from .plan import Plan
 from .watch import Watch, contents
 
@@ -57,11 +60,11 @@ class FusedOptimizer(KeepsState):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         defaults: dict[str, Any],
         *,
         maximize: bool = False,
-        max_grad_norm: float | torch.Tensor | None = None,
+        max_grad_norm: Hyper | None = None,
         form: str = "paper",
         backend: str = "auto",
         master_weights: bool = False,
@@ -148,7 +151,7 @@ class FusedOptimizer(KeepsState):
 
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
     @with_hooks
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; a step happens whole or not at all, unless
         an interrupt, or processes that fail to communicate, end it between two passes.
 
@@ -278,7 +281,7 @@ def _not_below_0(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, "lr": 0.0} if isinstance(lr, float) and -1e-12 < lr < 0.0 else group
 
 
-def _or_inf(max_grad_norm: float | torch.Tensor | None) -> float | torch.Tensor:
+def _or_inf(max_grad_norm: Hyper | None) -> Hyper:
     return math.inf if max_grad_norm is None else max_grad_norm
 
 
