@@ -5,10 +5,7 @@ import triton.language as tl
 
 from .numerics import div, ema, float64, power, select, sqrt
 
-# by variant: paper, released, survey
-STATES, SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, 2, True, True, (True, False, True)
-SERVES_ALL, READ_ONLY = (False, False, True), (0, 0, 2)
-READS_GRAD = READS_PARAM = MOVES_PARAM = (True, True, False)
+STATES = 2
 
 
 @triton.jit

@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-STATES, SUMS, EMITS = 0, 1, True
-READS_PARAM, MOVES_PARAM = False, False
+STATES = 0
 
 
 @triton.jit

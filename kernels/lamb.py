@@ -5,9 +5,7 @@ import triton.language as tl
 
 from .numerics import div, ema, float64, power, round_bf16, select, sqrt
 
-# by variant: the first pass, the second
-STATES, SUMS, EMITS, READS_GRAD = 2, 2, (True, False), (True, False)
-MOVES_PARAM, READ_ONLY = (False, True), (0, 2)
+STATES = 2
 
 
 @triton.jit

@@ -7,26 +7,13 @@ import torch
 import triton
 import triton.language as tl
 
+from ..reference.multi_tensor_apply import facts as reference_facts
 from .multi_tensor_apply import CHUNK, multi_tensor_apply
 from .prologue import never_faded
 from .sums import LANES
 
-# What a rule is unless its module says otherwise; a tuple holds a value for each variant.
-DEFAULTS = {
-    "faded": never_faded,
-    "CARRIED": 0,
-    "FADING": -1,
-    "SUMS": 0,
-    "EMITS": False,
-    "COUNTED": False,
-    "KEEPS_ABSENT": False,
-    "READS_GRAD": True,
-    "READS_PARAM": True,
-    "MOVES_PARAM": True,
-    "READ_ONLY": 0,
-    "SERVES_ALL": False,
-    "COUNTS_ALL": False,
-}
+# What a rule's module may say besides STATES, and what holds where it does not.
+DEFAULTS = {"CARRIED": 0, "FADING": -1, "faded": never_faded}
 DTYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
@@ -43,11 +30,11 @@ REGISTERS, REGISTERS_TO_SUM, REGISTERS_TO_NORM = 96, 80, 32
 
 
 def facts(rule: str, variant: int) -> dict:
-    """``STATES`` and the constants of ``DEFAULTS`` for a variant of a rule."""
+    """``STATES``, what ``DEFAULTS`` names, and the reference's facts for a variant of a rule."""
     module = import_module(f"{__package__}.{rule}")
-    found = {name: getattr(module, name, default) for name, default in DEFAULTS.items()}
-    found["STATES"] = module.STATES
-    return {n: fact[variant] if isinstance(fact, tuple) else fact for n, fact in found.items()}
+    own = {name: getattr(module, name, default) for name, default in DEFAULTS.items()}
+    states = module.STATES[variant] if isinstance(module.STATES, tuple) else module.STATES
+    return {"STATES": states, **own, **vars(reference_facts(rule, variant))}
 
 
 def constants(launch, work) -> dict:

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .numerics import cbrt, div, ema, float64, select, sqrt
 
-STATES, READ_ONLY, COUNTS_ALL = (3, 2), (1, 0), True  # by variant
+STATES = (3, 2)  # by variant
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """The Triton engine: one launch for the whole model, through tables that live on the device.
 
 A rule's module gives ``STATES`` and the functions ``scalars`` and ``update``, and what differs from
-the ``DEFAULTS`` of launch.py (see csrc/core/rule.h); the engine never names a rule.
+the ``DEFAULTS`` of launch.py; the reference states its other facts. The engine never names a rule.
 """
 
 import triton
