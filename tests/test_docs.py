@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fusedstep
 import pytest
 import torch
 
@@ -138,6 +139,36 @@ def test_a_page_names_every_default(cls):
         told[row["name"]] = ast.literal_eval(said)
     assert told == {name: defaults[name] for name in told}
     assert told.keys() == defaults.keys() - {"form"}
+
+
+def bytes_moved(cls, **options) -> int:
+    """Of a float32 parameter, in one step."""
+    (p,) = params = [torch.nn.Parameter(torch.ones(1))]
+    optimizer = cls(params, **options)
+    p.grad = torch.ones(1)
+    optimizer.step()
+    return optimizer.bytes_moved()
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_readme_page_and_docstring_tell_the_bytes(cls):
+    want = bytes_moved(cls)
+    page = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
+    assert re.search(r"(?:Moved per step: |^\| \| \d+ \| )(\d+)", page, re.M)[1] == str(want)
+    if own := re.search(r"(\d+)(?: \(\d+\))?\s+bytes\s+per\s+float32", cls.__doc__):
+        assert own[1] == str(want)
+    else:
+        assert re.search(r"otherwise\s+as\s+:class:", cls.__doc__)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| [^|]*`{cls.__name__}`.*", readme, re.M)[:1]
+    told = row.split(" | ")[3]
+    if told == "as `MAdam`":
+        assert want == bytes_moved(fusedstep.MAdam)
+        return
+    assert re.match(r"\d+", told)[0] == str(want)
+    amsgrad = re.search(r"amsgrad (\d+)", told)
+    assert (amsgrad is not None) == ("amsgrad" in cls.constants)
+    assert amsgrad is None or amsgrad[1] == str(bytes_moved(cls, amsgrad=True))
 
 
 # The worked example of CONTRIBUTING.md

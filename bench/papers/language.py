@@ -1,44 +1,39 @@
-"""A small BERT on the documentation that comes with Python: the parts of examples/pretrain."""
+"""A small BERT on the documentation that comes with Python: the parts of examples/pretrain, whose
+imports take seconds and wait until they are used."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..results import ROOT
-
 LENGTH, VOCAB, DOCUMENTS = 32, 2000, 600
-
-
-def example(name: str):
-    """A module of the example, which is no package of its own."""
-    folder = str(ROOT / "examples")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return __import__(f"pretrain.{name}", fromlist=["*"])
 
 
 @cache
 def blocks(device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Blocks of token ids [n, LENGTH], of training and held out, on a device."""
-    mlm, documents = example("mlm"), example("corpus").python_documentation()[:DOCUMENTS]
+    from examples.pretrain import corpus, mlm
+
+    documents = corpus.python_documentation()[:DOCUMENTS]
     wordpiece = mlm.train_wordpiece(documents, VOCAB)
     cut = mlm.split_blocks(mlm.cut_blocks(documents, wordpiece, LENGTH))
     return tuple(part.to(device) for part in cut)
 
 
 def bert(seed: int, width: int = 64, layers: int = 2) -> torch.nn.Module:
+    from examples.pretrain import mlm
+
     torch.manual_seed(seed)
-    return example("mlm").build_bert(VOCAB, width, layers, LENGTH)
+    return mlm.build_bert(VOCAB, width, layers, LENGTH)
 
 
 def masked(ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs in which 15 % of the words are [MASK], and labels that are these words alone."""
-    mlm = example("mlm")
+    from examples.pretrain import mlm
+
     drawn = torch.rand(ids.shape, generator=generator, device=ids.device) < 0.15
     targets = drawn & (ids >= len(mlm.SPECIAL_TOKENS))
     return ids.masked_fill(targets, mlm.MASK), ids.masked_fill(~targets, mlm.NOT_A_TARGET)
@@ -55,7 +50,9 @@ def batches(seed: int, size: int, train: Tensor | None = None):
 
 def masked_loss(model: torch.nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     """The model's loss in a third of the time: no logits of words that are not asked for."""
-    asked = labels != example("mlm").NOT_A_TARGET
+    from examples.pretrain import mlm
+
+    asked = labels != mlm.NOT_A_TARGET
     states = model.bert(input_ids=inputs).last_hidden_state
     return torch.nn.functional.cross_entropy(model.cls(states[asked]), labels[asked])
 
@@ -77,7 +74,8 @@ def held_out_loss(model: torch.nn.Module, held_out: Tensor | None = None) -> flo
 
 def unigram_loss(train: Tensor, held_out: Tensor) -> float:
     """Held-out loss of the words' frequencies: what a model that ignores context can reach."""
-    mlm = example("mlm")
+    from examples.pretrain import mlm
+
     log_probs = torch.from_numpy(mlm.unigram_log_probs(train.cpu(), VOCAB)).to(train.device)
     return held_out_mean(
         lambda _, labels: -log_probs[labels[labels != mlm.NOT_A_TARGET]].mean(), held_out

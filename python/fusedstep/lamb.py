@@ -32,7 +32,7 @@ class LAMB(FusedOptimizer):
             :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same here.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` in float32 (float64 for float64). Two passes:
-    40 bytes per float32 parameter and step, 44 with clipping.
+    44 bytes per float32 parameter and step, 40 without clipping.
 
     Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes"
     (2020), Algorithm 2, with phi the identity.
