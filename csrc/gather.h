@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/tensor_lists.h"
+#include "core/launch.h"
 #include "dlpack.h"
 
 namespace fusedstep {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "core/tensor_lists.h"
+#include "core/launch.h"
 
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {

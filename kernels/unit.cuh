@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "core/tensor_lists.h"
+#include "core/launch.h"
 
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {

@@ -189,7 +189,7 @@ ARROWS = {  # file: what it uses of the package
     "hooks": "",
     "options": "",
     "memory": "shards",
-    "versions": "shards",
+    "write_counts": "shards",
     "sums": "shards",
     "checks": "memory shards",
     "watch": "_native shards",
@@ -199,7 +199,7 @@ ARROWS = {  # file: what it uses of the package
     "state_tensors": "checks memory shards",
     "graphs": "optimizer plan",  # for annotations
     "keeps_state": "graphs launch state_tensors",
-    "plan": "backends launch memory optimizer shards sparse versions watch",
+    "plan": "backends launch memory optimizer shards sparse watch write_counts",
     "make_plan": "backends checks launch memory optimizer plan reference shards sparse"
     " state_tensors sums watch",
     "optimizer": "backends checks graphs hooks keeps_state make_plan options plan watch",

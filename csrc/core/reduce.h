@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/tensor_lists.h"
+#include "core/launch.h"
 
 namespace fusedstep {
 

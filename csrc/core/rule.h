@@ -21,7 +21,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "core/tensor_lists.h"
+#include "core/launch.h"
 
 namespace fusedstep {
 

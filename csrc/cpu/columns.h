@@ -1,7 +1,7 @@
 // Columns of memory to packs and back: opmath as it is, 16 bits widened and narrowed (N1).
 #pragma once
 
-#include "core/tensor_lists.h"
+#include "core/launch.h"
 #include "cpu/pack.h"
 
 namespace fusedstep {

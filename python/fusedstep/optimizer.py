@@ -220,7 +220,7 @@ class FusedOptimizer(KeepsState):
         for touched in plan.touched.values():
             touched.put_back()
         self._norm_sq = plan.grad_norm_sq()
-        plan.versions.count_step()
+        plan.write_counts.count_step()
 
     def _checked_rows(self) -> list[tuple]:
         """Every group's hyper-parameters: checked, and another list, where an option changed."""

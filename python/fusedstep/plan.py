@@ -19,8 +19,8 @@ from . import memory, shards
 from .backends import Backend
 from .launch import DTYPE_CODES, Launch, Pass
 from .sparse import Touched
-from .versions import Versions
 from .watch import Watch, gatherer
+from .write_counts import WriteCounts
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -72,7 +72,7 @@ class Plan:
         served = [[self._params[e.index] for e in launch.entries] for launch in launches]
         states = (optimizer.state[p] for params in served for p in params)
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
-        self.versions = Versions(launches, served, surveyed)
+        self.write_counts = WriteCounts(launches, served, surveyed)
         self._facts, self._gatherer = self._facts_now(), None
         if not touched and self.backend != "reference":  # which takes tensors, not addresses
             codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
@@ -96,7 +96,7 @@ class Plan:
         if optimizer.survey is None:
             return self._rounds
         before = self._surveyed
-        self._surveyed = options, writes = optimizer.surveyed_on(), self.versions.surveyed()
+        self._surveyed = options, writes = optimizer.surveyed_on(), self.write_counts.surveyed()
         if before and all(map(operator.is_, options, before[0])) and writes == before[1]:
             return self._rounds
         return [self._survey, *self._rounds]

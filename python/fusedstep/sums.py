@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from .shards import Axis
 
-CHUNK = 16384  # elements; the numerics law's constant (N7), kChunk in csrc/core/tensor_lists.h
+CHUNK = 16384  # elements; the numerics law's constant (N7), kChunk in csrc/core/launch.h
 
 
 def chunk_counts(numels: Sequence[int]) -> np.ndarray:

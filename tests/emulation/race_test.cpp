@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "core/registry.h"
-#include "core/tensor_lists.h"
+#include "core/launch.h"
 
 using namespace fusedstep;
 

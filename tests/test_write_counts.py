@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import fusedstep
 import pytest
 import torch
-from fusedstep import versions
+from fusedstep import write_counts
 
 from tests.training import assert_same, every_class, model, on_every_backend, stored, train
 
@@ -47,10 +47,10 @@ def test_what_has_no_gradient_is_not_counted(older_torch, monkeypatch):
 def test_a_distributed_tensor_is_counted_whole_and_in_part():
     whole, part = torch.zeros(2), torch.zeros(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(versions.shards, "is_dtensor", lambda t: t is whole)
-        patch.setattr(versions.shards, "local", lambda t: part)
+        patch.setattr(write_counts.shards, "is_dtensor", lambda t: t is whole)
+        patch.setattr(write_counts.shards, "local", lambda t: part)
         launch = SimpleNamespace(some_absent=lambda: None)
-        versions.Versions([launch], [[whole]], []).count_step()
+        write_counts.WriteCounts([launch], [[whole]], []).count_step()
     assert whole._version == part._version == 1
 
 

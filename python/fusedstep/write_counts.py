@@ -1,4 +1,4 @@
-"""The versions of tensors: torch counts its writes into each, and autograd looks at the count."""
+"""Write counts: torch counts its writes into each tensor, and autograd looks at the count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from . import shards
 
 
-class Versions:
+class WriteCounts:
     """The version counts of the parameters that steps move and of the states that a survey reads.
 
     Args:
