@@ -126,7 +126,7 @@ def test_a_step_that_leaves_the_plan_of_a_graph_warns():
     optimizer = fusedstep.AvaGrad(params)
     give_gradients(params[1:])
     optimizer.step()
-    optimizer._captured.append(())
+    optimizer._in_graph = True
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()  # by the same plan
@@ -134,6 +134,10 @@ def test_a_step_that_leaves_the_plan_of_a_graph_warns():
     with pytest.warns(UserWarning, match="AvaGrad: .* Capture again") as told:
         optimizer.step()
     assert told[0].filename == __file__
+    params[0].data = params[0].data.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # planned again, but by no graph's plan
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class AdamW(FusedOptimizer):
         return dict.fromkeys(names if group["amsgrad"] else names[:2], 0.0)
 
     def hyper_values(self, group):
-        return super().hyper_values({**group, "decoupled_weight_decay": self._decoupled})
+        return super().hyper_values(group, decoupled_weight_decay=self._decoupled)
 
     def check_group(self, where, group):
         super().check_group(where, group)

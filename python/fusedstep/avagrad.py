@@ -119,7 +119,7 @@ class AvaGrad(FusedOptimizer):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
     def hyper_values(self, group):
-        return super().hyper_values({**group, "decoupled_weight_decay": self._decoupled})
+        return super().hyper_values(group, decoupled_weight_decay=self._decoupled)
 
     def check_group(self, where, group):
         super().check_group(where, group)

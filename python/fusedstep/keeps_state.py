@@ -72,6 +72,7 @@ class KeepsState(torch.optim.Optimizer):
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
         self._captured = getattr(self, "_captured", [])
+        self._in_graph = getattr(self, "_in_graph", False)
         self._forget()
         for group in self.param_groups:
             for name, value in self.defaults.items():

@@ -65,4 +65,4 @@ class LAMB(FusedOptimizer):
 
     def hyper_values(self, group):
         rounds = self.state_dtype is torch.bfloat16
-        return super().hyper_values({**group, "exp_avg_is_bfloat16": rounds})
+        return super().hyper_values(group, exp_avg_is_bfloat16=rounds)

@@ -226,10 +226,12 @@ class Launch:
         for j, value in enumerate(row):
             if not isinstance(value, torch.Tensor):
                 continue
-            # again, as `t.data = u` makes another of it
-            checks.hyper_in(f"group {self.groups[i]}", "a hyper-parameter", value, 0.0)
+            address = value.data_ptr()
+            if not address or value.ndim or value.dtype not in checks.HYPER_DTYPES:
+                # since it was checked first, `t.data = u` has made another of it
+                checks.hyper_in(f"group {self.groups[i]}", "a hyper-parameter", value, 0.0)
             if value.device == self.device:
-                self._host_source[i, j] = value.data_ptr() + (value.dtype is torch.float64)
+                self._host_source[i, j] = address + (value.dtype is torch.float64)
             else:
                 self._host_hyper[i, j], self._host_source[i, j] = value.item(), 0
 

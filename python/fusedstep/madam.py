@@ -97,8 +97,7 @@ class MAdam(FusedOptimizer):
             delta = 1e-16 if group["form"] == "released" else 0.0
         if init is None:
             init = -1.0
-        known = {"beta2_lo": lo, "beta2_hi": hi, "beta2_init": init, "delta": delta}
-        return super().hyper_values({**group, **known})
+        return super().hyper_values(group, beta2_lo=lo, beta2_hi=hi, beta2_init=init, delta=delta)
 
     def check_group(self, where, group):
         super().check_group(where, group)

@@ -58,6 +58,7 @@ class _Planned(NamedTuple):
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make tables and what states lack; only then do the
     optimizer's states change, so that what ends it before, for want of memory say, loses nothing.
+    (States that have to be converted are there twice for a moment.)
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     numels = [0 if is_lazy(p) else shards.local(p).numel() for p in params]

@@ -76,6 +76,7 @@ class FusedOptimizer(KeepsState):
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self.capturable = capturable
         self._captured: list[tuple] = []  # what CUDA graphs read in their replays
+        self._in_graph = False  # whether one has the plan of now
         self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
         self._forget()
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
@@ -95,14 +96,14 @@ class FusedOptimizer(KeepsState):
         """State names in column order and what they are filled with; ``exp_avg`` first."""
         raise NotImplementedError
 
-    def hyper_values(self, group: dict[str, Any]) -> tuple:
+    def hyper_values(self, group: dict[str, Any], **others: Any) -> tuple:
         """The row's floats or 0-d tensors: what the group holds under the names in ``hypers``,
-        ``beta1`` and ``beta2`` of its ``betas``, and whether its form is ``released``. A subclass
-        adds what the group lacks. They are asked for when the group changes."""
-        known = {**group, "released": group["form"] == "released"}
+        ``beta1`` and ``beta2`` of its ``betas``, whether its form is ``released``, and ``others``,
+        which a subclass adds. They are asked for when the group changes."""
+        known = {**group, **others, "released": group["form"] == "released"}
         if "betas" in group:
             known["beta1"], known["beta2"] = group["betas"]
-        return tuple(known[name] for name in self.hypers)
+        return tuple(map(known.__getitem__, self.hypers))
 
     def variant(self, group: dict[str, Any]) -> int:
         """The kernel's template constants as a bit mask."""
@@ -177,7 +178,8 @@ class FusedOptimizer(KeepsState):
         if capturing:
             graphs.check_plan(self, plan if now else None)
         if now is None:
-            if self._captured:
+            if self._in_graph:
+                self._in_graph = False  # told once
                 graphs.warn_of_replays(self)
             self._plan = plan = None
             plan = make_plan(self)
@@ -207,6 +209,7 @@ class FusedOptimizer(KeepsState):
                     table = launch.step_table.capture()
                     read = (plan, contents(self.state), rows, grad_scale, found_inf, table)
                     self._captured.append(read)
+                    self._in_graph = True
                 else:
                     launch.step_table.send()
                 launch.grads = grads

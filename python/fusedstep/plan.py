@@ -8,10 +8,10 @@ and hyper-parameters are brought up to date.
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -92,12 +92,13 @@ class Plan:
         self._rounds = [round_of(launch.norm for launch in launches), *map(round_of, passes)]
 
     def rounds(self, optimizer: FusedOptimizer) -> list[Round]:
-        """What a step runs, in order: with a survey first where its sums are not those of now."""
+        """What the next step runs, in order: with a survey first where its sums are not of what
+        there is now, which is remembered."""
         if optimizer.survey is None:
             return self._rounds
         before = self._surveyed
         self._surveyed = options, writes = optimizer.surveyed_on(), self.write_counts.surveyed()
-        if before and all(map(operator.is_, options, before[0])) and writes == before[1]:
+        if before and all(map(_same, options, before[0])) and writes == before[1]:
             return self._rounds
         return [self._survey, *self._rounds]
 
@@ -171,6 +172,11 @@ class Plan:
             if g.is_neg() or not memory.same_layout(p, g):
                 grads[i] = torch.empty_like(p, dtype=g.dtype).copy_(g)
         return True
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality that never compares tensors by value, which would wait for the device."""
+    return a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
 
 
 def _lists(optimizer: FusedOptimizer) -> list[list[torch.Tensor]]:
