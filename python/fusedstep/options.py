@@ -21,6 +21,6 @@ class OptionsButClipping(TypedDict, total=False):
 
 
 class Options(OptionsButClipping, total=False):
-    """What all of them take; LAMB has a default of its own for clipping."""
+    """The same with clipping, for which some classes have a default of their own."""
 
     max_grad_norm: Hyper | None
