@@ -264,3 +264,25 @@ def test_the_largest_rate_is_the_last_before_one_that_diverges():
     assert large_batch.times(at, {0: row(4.0), 1: row(4.95)}) == 4.0
     assert large_batch.largest({0: row(4.95), 1: row(None)}) is None
     assert large_batch.times({0: row(4.95)}, at) == 0.0
+
+
+WORDS = {0.25: "a quarter", 0.5: "a half", 1: "once", 2: "twice", 4: "four", 8: "eight"}
+
+
+def test_the_guide_begins_with_the_rates_that_ended_lowest():
+    """docs/using.md, of both sizes, with warm-up, by Adam's."""
+    rates: dict[str, list[float]] = {}
+    for file in (command.STORED, command.LARGER):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        (rows,) = (rows for name, rows in stored.items() if name.startswith("large_batch"))
+        found = large_batch.by_warmup(rows)[True]
+        for name, at in found.items():
+            by_adams = 2.0 ** (large_batch.best(at) - large_batch.best(found["Adam"]))
+            rates.setdefault(name, []).append(by_adams)
+    guide = (command.ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+    rates["MAdam"] += rates.pop("LaMAdam")  # in one line
+    for name in rates.keys() - {"Adam", "AvaGrad"}:
+        (line,) = (line for line in guide.splitlines() if line.startswith(f"| `{name}`"))
+        cell = line.split(" | ")[1]
+        assert cell.startswith(WORDS[min(rates[name])]) and WORDS[max(rates[name])] in cell
+    assert "thousands of times" in guide and min(rates["AvaGrad"]) > 1000
