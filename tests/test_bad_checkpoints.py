@@ -52,7 +52,7 @@ def test_a_spoiled_state_is_refused(cls, what):
         bad = {**saved, "state": {0: first, 1: {**last, name: change(value)}}}
         with pytest.raises(ValueError, match=message) as told:
             optimizer.load_state_dict(bad)
-        assert f"{cls.__name__}, parameter 1 has as state {name} " in str(told.value)
+        assert f"{cls.__name__}, group 0, parameter 1 has as state {name} " in str(told.value)
         assert_same(stored(optimizer, params), want)
 
 

@@ -215,6 +215,20 @@ def test_a_bad_gradient_in_the_last_tensor_changes_nothing(cls, planned, backend
     optimizer.step()  # and the optimizer is still usable
 
 
+def test_parameters_that_have_names_are_told_by_them():
+    layer = torch.nn.Linear(3, 2)
+    optimizer = fusedstep.MAdam(layer.named_parameters())
+    give_gradients(layer.parameters())
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"][1]["grad_var"] = torch.ones(3)
+    with pytest.raises(ValueError, match=r"group 0, parameter 1 \(bias\) has as state grad_var"):
+        optimizer.load_state_dict(saved)
+    layer.weight.grad = torch.ones(2, 3).to_sparse()
+    with pytest.raises(ValueError, match=r"group 0, parameter 0 \(weight\) has a gradient of"):
+        optimizer.step()
+
+
 def test_a_moved_parameter_with_a_stale_gradient_is_refused():
     params = model()
     optimizer = fusedstep.MAdam(params)

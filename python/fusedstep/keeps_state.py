@@ -83,12 +83,11 @@ class KeepsState(torch.optim.Optimizer):
     def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
         """Loaded states for this optimizer's parameters, by parameter."""
         result = defaultdict(dict)
-        for saved, group in zip(loaded["param_groups"], groups, strict=True):
-            for key, p in zip(saved["params"], group["params"], strict=True):
+        for g, (saved, group) in enumerate(zip(loaded["param_groups"], groups, strict=True)):
+            for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 if key in loaded["state"]:
-                    layout = self.state_layout(p, {**self.defaults, **group})
-                    where = f"{type(self).__name__}, parameter {key!r}"
-                    result[p] = state_tensors.adopt(where, p, loaded["state"][key], layout)
+                    layout, held = self.state_layout(p, self.defaults | group), loaded["state"][key]
+                    result[p] = state_tensors.adopt(self.where(g, k), p, held, layout)
         known = {key for saved in loaded["param_groups"] for key in saved["params"]}
         others = {key: value for key, value in loaded["state"].items() if key not in known}
         return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps

@@ -27,7 +27,8 @@ class FusedOptimizer(KeepsState):
 
     Args:
         params: parameters or parameter groups. float32, float64, bfloat16 or float16, dense. Of a
-            ``DTensor``, each process steps the part that it holds.
+            ``DTensor``, each process steps the part that it holds. Of ``named_parameters()``,
+            errors tell the names.
         defaults: the subclass's hyper-parameters.
         maximize: ascend instead of descend.
         max_grad_norm: clip gradients, within the step and without writing them, by one norm over
@@ -245,7 +246,11 @@ class FusedOptimizer(KeepsState):
     def where(self, group: int, param: int | None = None) -> str:
         """How error messages name a group or a parameter."""
         place = f"{type(self).__name__}, group {group}"
-        return place if param is None else f"{place}, parameter {param}"
+        if param is None:
+            return place
+        names = self.param_groups[group].get("param_names", ())
+        name = f" ({names[param]})" if param < len(names) else ""
+        return f"{place}, parameter {param}{name}"
 
     def clips(self) -> bool:
         return any(group["max_grad_norm"] is not None for group in self.param_groups)
