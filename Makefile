@@ -16,7 +16,7 @@ help:
 	@echo "make bench-quick  every algorithm on small sets, in a minute or two"
 	@echo "make papers     the papers' own experiments: docs/papers.md; options: ARGS=\"--only 1 4\""
 	@echo "make papers-quick  smaller ones, in minutes; fails where a claim fails"
-	@echo "make lint       ruff and clang-format, as CI checks them (make format: apply them)"
+	@echo "make lint       ruff, mypy and clang-format, as CI checks them (make format: apply them)"
 	@echo "make audit      compile all GPU kernels offline and search their code"
 	@echo "make ctest      the native code alone, without torch: emulated CUDA against the CPU"
 	@echo "make sanitize   the core of the tests with the native code under ASan and UBSan"
@@ -78,6 +78,7 @@ CPP := $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '
 lint: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/installed

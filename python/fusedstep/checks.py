@@ -266,7 +266,7 @@ def in_place(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
     for where, p in entries:
         if not shards.has_place(p):
             raise NotImplementedError(
-                f"{where} lies on {p.device_mesh}, of which this process is not a part; {what} "
+                f"{where} lies on {shards.mesh_of(p)}, of which this process is not a part; {what} "
                 f"takes a norm over it that this process cannot know. Give each process the "
                 f"parameters that it has a part of."
             )

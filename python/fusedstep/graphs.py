@@ -34,7 +34,7 @@ def is_live(name: str, value: Any) -> bool:
 
 def live_numbers(group: dict[str, Any]) -> dict[str, Any]:
     """A group's live options, pairs taken apart, that are not None."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in group.items():
         if not is_live(name, value):
             continue

@@ -82,7 +82,7 @@ class KeepsState(torch.optim.Optimizer):
 
     def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
         """Loaded states for this optimizer's parameters, by parameter."""
-        result = defaultdict(dict)
+        result: defaultdict[torch.Tensor, dict] = defaultdict(dict)
         for g, (saved, group) in enumerate(zip(loaded["param_groups"], groups, strict=True)):
             for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 if key in loaded["state"]:

@@ -50,14 +50,15 @@ class Pass(NamedTuple):
     segment: torch.Tensor | None = None  # [N] int64, where there are sums
 
 
-class Entry(NamedTuple):
-    """One tensor of a launch: the memory its step reads and writes, until it is let go."""
+@dataclass
+class Entry:
+    """One tensor of a launch: the memory that its step reads and writes."""
 
     index: int  # in the flat list of the optimizer's parameters
     group: int
-    param: torch.Tensor | None
+    param: torch.Tensor
     master: torch.Tensor | None
-    step: torch.Tensor | None
+    step: torch.Tensor
     states: list[torch.Tensor]
     carried: list[torch.Tensor]
 
@@ -75,6 +76,7 @@ class Launch:
     """One apply launch. Tables are int64 or as said, on ``device``; N tensors, R rows.
 
     Attributes:
+        index: ``[N]``, of every tensor its place among the optimizer's parameters; on the host.
         address: ``[columns, N]``: param, master (0: none), step, states, carried scalars.
         grad: ``[N]``, 0 where a tensor has no gradient in this step.
         numel, row: ``[N]``.
@@ -83,11 +85,12 @@ class Launch:
         source: ``[R, H]``, 0, or the address of a 0-d tensor to read instead (+1: float64).
         ticket: ``[1]`` int32, counts blocks that have finished; 0 between launches.
         slot: ``[N]``, place of the tensor's first chunk among those of all parameters.
-        passes: what a step runs, in order. norm: the pass that sums squared gradients, or None.
+        passes: what a step runs, in order.
+        norm: the pass that sums squared gradients, or None. norm_sq: its result, float64 ``[1]``.
         survey: the pass that brings the sums a step starts from, or None.
         grad_scale, found_inf: float32 AMP tensors of this step, or None.
-        grads: this step's gradients by ``Entry.index``, only while the launch runs: whoever drops
-            them meanwhile, in another thread, must not free them.
+        grads: this step's gradients by ``index``, only while the launch runs: whoever drops them
+            meanwhile, in another thread, must not free them.
     """
 
     kind: Kind
@@ -98,12 +101,13 @@ class Launch:
     passes: list[Pass] = field(default_factory=list)
     survey: Pass | None = None
     norm: Pass | None = None
+    norm_sq: torch.Tensor | None = None
     grad_scale: torch.Tensor | None = None
     found_inf: torch.Tensor | None = None
-    grads: list[torch.Tensor | None] | None = None
+    grads: list[torch.Tensor | None] = field(default_factory=list)
     handles: dict = field(default_factory=dict)  # what a backend keeps for this launch
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         numels = [e.param.numel() for e in self.entries]
         columns = [
             [address_of(t) for t in (e.param, e.master, e.step, *e.states, *e.carried)]
@@ -144,7 +148,7 @@ class Launch:
     def _split(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         shape = (len(self.groups), self.hypers)
         size = shape[0] * shape[1]
-        grad, hyper, source = table.split([len(self.entries), size, size])
+        grad, hyper, source = table.split([len(self.index), size, size])
         return grad, hyper.view(torch.float64).view(shape), source.view(shape)
 
     def plan_pass(self, rule: str, variant: int, sums: Sums | None) -> Pass:
@@ -156,9 +160,9 @@ class Launch:
         tables = ("chunk", "numel", "row", "address", "grad", "hyper", "source", "ticket", "slot")
         sums = {}
         if work.sums is not None:
-            sums = {"segment": work.segment.data_ptr(), **work.sums.fields()}
+            sums = {"segment": address_of(work.segment), **work.sums.fields()}
         return {
-            "tensors": len(self.entries),
+            "tensors": len(self.index),
             "chunks": len(self.chunk),
             "elements": self.elements,
             "hypers": self.hypers,
@@ -172,7 +176,7 @@ class Launch:
 
     def grad_norm_sq(self, work: Pass) -> torch.Tensor | None:
         """The squared norm by which a pass clips gradients: float64 ``[1]``, or None."""
-        return None if self.norm is None or work is self.norm else self.norm.sums.total
+        return None if work is self.norm else self.norm_sq
 
     def skip_flag(self, work: Pass) -> torch.Tensor | None:
         """AMP's ``found_inf`` for a pass that it can skip: one that moves something."""
@@ -190,8 +194,7 @@ class Launch:
 
     def let_go(self) -> None:
         """Forget tensors whose addresses the tables have: a plan must not keep them alive."""
-        nothing = {"param": None, "master": None, "step": None, "states": [], "carried": []}
-        self.entries = [entry._replace(**nothing) for entry in self.entries]
+        self.entries = []
 
     def bytes_moved(self) -> int:
         """Bytes that a step's passes over all tensors read and write; no column faded."""
@@ -241,18 +244,18 @@ class Launch:
         return [float(v.detach() if isinstance(v, torch.Tensor) else v) for v in row]
 
     def gradient_places(self) -> list[tuple[int, int]]:
-        """Of every entry, its ``index`` and the address of its place in the table of gradients."""
+        """Of every tensor, its ``index`` and the address of its place in the table of gradients."""
         first = self._host_grad.ctypes.data
-        return [(e.index, first + 8 * i) for i, e in enumerate(self.entries)]
+        return [(index, first + 8 * i) for i, index in enumerate(self.index.tolist())]
 
     def set_gradients(self, grads: list[torch.Tensor | None]) -> None:
-        """Enter this step's gradients, listed by ``Entry.index``."""
+        """Enter this step's gradients, listed by ``index``."""
         # An empty tensor has no address, yet takes its step: any number but 0 will do.
-        found = (grads[e.index] for e in self.entries)
+        found = (grads[index] for index in self.index)
         self._host_grad[:] = [0 if g is None else g.data_ptr() or 1 for g in found]
 
     def some_absent(self) -> list[int] | None:
-        """Of every entry, 0 where it has no gradient; None where all have one."""
+        """Of every tensor, 0 where it has no gradient; None where all have one."""
         return None if self._host_grad.all() else self._host_grad.tolist()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -52,8 +54,8 @@ class MAdam(FusedOptimizer):
     """
 
     rule = "madam"
-    constants = ("amsgrad", "released")
-    hypers = (
+    constants: ClassVar[tuple[str, ...]] = ("amsgrad", "released")
+    hypers: ClassVar[tuple[str, ...]] = (
         "lr", "beta1", "beta2_lo", "beta2_hi", "beta2_init", "eps", "weight_decay",
         "decoupled_weight_decay", "delta",
     )  # fmt: skip

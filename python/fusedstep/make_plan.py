@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,7 +45,8 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
     )
 
 
-class _Planned(NamedTuple):
+@dataclass
+class _Planned:
     """A parameter that takes part: it has a gradient or a state."""
 
     index: int  # in the flat list of the optimizer's parameters
@@ -179,4 +181,4 @@ def _plan_passes(
     if optimizer.survey is not None:
         launch.survey = launch.plan_pass(rule, variant | optimizer.survey, sums)
     if norm is not None:
-        launch.norm = launch.plan_pass(GRAD_NORM, 0, norm)
+        launch.norm, launch.norm_sq = launch.plan_pass(GRAD_NORM, 0, norm), norm.total

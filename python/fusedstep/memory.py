@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 
 from . import shards
@@ -37,5 +39,5 @@ def is_missing(t: torch.Tensor) -> bool:
         return True
 
 
-def is_sparse(g: torch.Tensor | None) -> bool:
+def is_sparse(g: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     return g is not None and g.layout is not torch.strided

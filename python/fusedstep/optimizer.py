@@ -178,7 +178,7 @@ class FusedOptimizer(KeepsState):
         now = None if plan is None else plan.collect(self)
         if capturing:
             graphs.check_plan(self, plan if now else None)
-        if now is None:
+        if plan is None or now is None:
             if self._in_graph:
                 self._in_graph = False  # told once
                 graphs.warn_of_replays(self)
@@ -220,7 +220,7 @@ class FusedOptimizer(KeepsState):
                 work.run()
         finally:
             for launch in plan.launches:
-                launch.grads = None  # or they would outlive zero_grad
+                launch.grads = []  # or they would outlive zero_grad
         for touched in plan.touched.values():
             touched.put_back()
         self._norm_sq = plan.grad_norm_sq()

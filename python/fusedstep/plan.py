@@ -31,7 +31,8 @@ class Round:
 
     def __init__(self, works: list[tuple[Backend, Launch, Pass]]):
         self.works = works
-        self._sums = list(dict.fromkeys(work.sums for _, _, work in works if work.facts.EMITS))
+        emitted = (work.sums for _, _, work in works if work.facts.EMITS)
+        self._sums = [sums for sums in dict.fromkeys(emitted) if sums is not None]
 
     def run(self) -> None:
         for backend, launch, work in self.works:
@@ -66,8 +67,8 @@ class Plan:
         # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do:
         # looking at all would take as long as the rest of a small step.
         ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
-        fixed = [t for e in ends for t in (e.step, *e.states, e.master, *e.carried)]
-        fixed = [t for t in (*fixed, *optimizer.kept_sums()) if t is not None]
+        held = [t for e in ends for t in (e.step, *e.states, e.master, *e.carried)]
+        fixed = [t for t in (*held, *optimizer.kept_sums()) if t is not None]
         self._fixed = [weakref.ref(t, self._lost.append) for t in fixed]
         served = [[self._params[e.index] for e in launch.entries] for launch in launches]
         states = (optimizer.state[p] for params in served for p in params)
@@ -75,17 +76,20 @@ class Plan:
         self.write_counts = WriteCounts(launches, served, surveyed)
         self._facts, self._gatherer = self._facts_now(), None
         if not touched and self.backend != "reference":  # which takes tensors, not addresses
-            codes = [DTYPE_CODES.get(dtype, -1) for dtype in self._dtypes]
-            places = {i: place for launch in launches for i, place in launch.gradient_places()}
-            places = [places.get(i, 0) for i in range(len(codes))]
+            codes = [-1 if dtype is None else DTYPE_CODES[dtype] for dtype in self._dtypes]
+            places = [0] * len(codes)
+            for launch in launches:
+                for i, place in launch.gradient_places():
+                    places[i] = place
             self._gatherer = gatherer(self._params, codes, places, fixed)
             for launch in launches:
                 launch.let_go()
 
         def round_of(passes: Iterable[Pass | None]) -> Round:
             pairs = zip(launches, passes, strict=True)
-            on = ((backends[launch.device], launch, work) for launch, work in pairs)
-            return Round([works for works in on if works[2] is not None])
+            return Round(
+                [(backends[on.device], on, work) for on, work in pairs if work is not None]
+            )
 
         self._survey = round_of(launch.survey for launch in launches)
         passes = zip(*(launch.passes for launch in launches), strict=True)
@@ -104,8 +108,7 @@ class Plan:
 
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
-        norm = self.launches[0].norm if self.launches else None
-        return None if norm is None else norm.sums.total
+        return self.launches[0].norm_sq if self.launches else None
 
     def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list] | None:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
@@ -146,12 +149,12 @@ class Plan:
             launch.set_gradients(grads)
         return any(g is not None for g in grads), grads
 
-    def _facts_now(self) -> list[tuple | int]:
+    def _facts_now(self) -> list[Any]:
         """What the tables depend on, of every parameter that is in one, and of their states."""
         params = zip(self._params, self._dtypes, strict=True)
         planned = [shards.local(p) for p, dtype in params if dtype]
-        facts = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in planned]
-        return facts + [t().data_ptr() for t in self._fixed]
+        facts: list[Any] = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in planned]
+        return facts + [t.data_ptr() for ref in self._fixed if (t := ref()) is not None]
 
     def _fit(self, grads: list[torch.Tensor | None]) -> bool:
         """Give gradients their parameter's layout and sign; False where one is not as planned."""
@@ -159,11 +162,9 @@ class Plan:
             if g is None or i in self.touched:
                 continue
             p = self._params[i]
-            if not shards.alike(g, p):
-                if shards.mesh_of(g) != shards.mesh_of(p):
-                    return False
-                g = g.redistribute(p.device_mesh, p.placements)
-            g, p = shards.local(g), shards.local(p)
+            if shards.mesh_of(g) != shards.mesh_of(p):
+                return False
+            g, p = shards.local(shards.distributed_like(g, p)), shards.local(p)
             grads[i] = g
             if memory.is_sparse(g) or memory.is_missing(g):
                 return False

@@ -24,6 +24,7 @@ class ReferenceBackend:
         if found_inf is not None and found_inf.item() != 0:
             return
         rule = work.facts
+        sums = work.sums if rule.EMITS else None
         counts = chunk_counts([tensor.param.numel() for tensor in launch.entries]).tolist()
         for tensor, chunks in zip(launch.entries, counts, strict=True):
             present = launch.grads[tensor.index] is not None
@@ -31,15 +32,15 @@ class ReferenceBackend:
             partial = self._step(launch, work, rule, tensor) if served else 0.0
             if rule.MOVES_PARAM and (present or rule.COUNTS_ALL):
                 tensor.step.add_(1)
-            if rule.EMITS:
-                work.sums.arrived[work.sums.segments[tensor.index]] += chunks
-            if rule.EMITS and (served or not rule.KEEPS_ABSENT):
+            if sums is None:
+                continue
+            sums.arrived[sums.segments[tensor.index]] += chunks
+            if served or not rule.KEEPS_ABSENT:
                 slot = int(launch.slots[tensor.index])
-                work.sums.partial[:, slot : slot + chunks] = torch.as_tensor(
-                    partial, device=launch.device
-                )
-        if rule.EMITS:
-            _finish_sums(launch, work.sums, rule.COUNTED)
+                found = torch.as_tensor(partial, device=launch.device)
+                sums.partial[:, slot : slot + chunks] = found
+        if sums is not None:
+            _finish_sums(launch, sums, rule.COUNTED)
 
     def _step(self, launch: Launch, work: Pass, rule, tensor: Entry) -> np.ndarray:
         """One pass over one tensor; returns what it adds to the sums of its segment."""
@@ -57,14 +58,14 @@ class ReferenceBackend:
             None if grad is None else _to_numpy(grad),
             _to_numpy(tensor.param),
             [_to_numpy(state) for state in tensor.states],
-            _to_numpy(tensor.master) if launch.master else None,
+            None if tensor.master is None else _to_numpy(tensor.master),
             None if launch.grad_scale is None else launch.grad_scale.item(),
             None if norm_sq is None else norm_sq.item(),
             sums,
         )
         if rule.MOVES_PARAM:
             _copy_back(tensor.param, param)
-            if launch.master:
+            if tensor.master is not None:
                 _copy_back(tensor.master, master)
             for target, value in zip(tensor.carried, carried, strict=True):
                 target.fill_(float(value))

@@ -135,8 +135,7 @@ def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torc
         value = torch.tensor(float(value), dtype=torch.float64, device=p.device)
     if slot.scalar:
         return value.reshape(()).to(p.device, slot.dtype, copy=copy)
-    if not shards.alike(value, p):
-        value = value.redistribute(p.device_mesh, p.placements)
+    value = shards.distributed_like(value, p)
     like = (value.dtype, value.device) == (slot.dtype, p.device)
     like = like and memory.same_layout(shards.local(p), shards.local(value))
     return value if like and not copy else torch.empty_like(p, dtype=slot.dtype).copy_(value)

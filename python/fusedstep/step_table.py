@@ -38,6 +38,7 @@ class StepTable:
         """``send`` for a CUDA graph that is being captured: each of its replays will bring over the
         table as it is now, from the memory returned, which must live as long as the graph."""
         captured, self._spare = self._spare, None
+        assert captured is not None, "asked can_capture first"
         self._sent = None  # from now on a replay may have come between two steps
         captured.copy_(self.host)
         self.device.copy_(captured, non_blocking=True)

@@ -60,12 +60,12 @@ class Sums:
         axes: Sequence[tuple[Axis, ...]] = (),
         counted: bool = False,
     ):
-        counts, segments = chunk_counts(numels), np.asarray(segments, dtype=np.int64)
-        planned = np.asarray(planned, dtype=np.int64)
-        size = int(segments.max(initial=-1)) + 1
-        per_segment = np.bincount(segments, counts, size).astype(np.int64)
-        chunks = np.bincount(segments[planned], counts[planned], size).astype(np.int64)
-        self.device, self.segments, self._counted = device, segments, counted
+        counts, self.segments = chunk_counts(numels), np.asarray(segments, dtype=np.int64)
+        size = int(self.segments.max(initial=-1)) + 1
+        per_segment = np.bincount(self.segments, counts, size).astype(np.int64)
+        served = np.asarray(planned, dtype=np.int64)
+        chunks = np.bincount(self.segments[served], counts[served], size).astype(np.int64)
+        self.device, self._counted = device, counted
         self.partial = torch.zeros((count, int(counts.sum())), dtype=torch.float64, device=device)
         self.begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
         self.chunks = torch.from_numpy(chunks).to(device)

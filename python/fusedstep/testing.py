@@ -23,7 +23,7 @@ class Case:
     """An algorithm with options; ``id`` reads like ``madam-released-amsgrad``."""
 
     id: str
-    cls: type
+    cls: type[Any]
     options: tuple[tuple[str, Any], ...] = ()
     second_group: tuple[tuple[str, Any], ...] = (("lr", 3e-4), ("maximize", True))
 

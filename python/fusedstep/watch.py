@@ -70,7 +70,7 @@ class Watch:
         if native() is None:
             self._found = contents(tree, without)
             return
-        self.holds = native().Watch(tree, without, self._found).holds
+        self.holds = native().Watch(tree, without, self._found).holds  # type: ignore[method-assign]
         if lost is not None:
             keys = set(map(id, tree)) if isinstance(tree, dict) else ()
 

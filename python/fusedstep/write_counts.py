@@ -27,7 +27,8 @@ class WriteCounts:
 
     def surveyed(self) -> list[int]:
         """How often torch's operations have written into the states that a survey reads."""
-        return [t._version for t in self._with_parts([ref() for ref in self._surveyed])]
+        held = (ref() for ref in self._surveyed)
+        return [t._version for t in self._with_parts([t for t in held if t is not None])]
 
     def count_step(self) -> None:
         """Count a change of every parameter with a gradient: kernels do not do so by themselves. A
