@@ -1,4 +1,4 @@
-"""The house holds: arrows one way, every stem in every room, nothing left over."""
+"""The layers hold: arrows one way, every stem in every layer, nothing left over."""
 
 import ast
 import inspect
@@ -21,7 +21,7 @@ from tests import emulation
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python" / "fusedstep"
-ROOMS = (
+LAYERS = (
     "csrc/rules/{}.h", "csrc/cpu/{}.cpp", "kernels/{}.cu", "kernels/{}.py",
     "python/fusedstep/{}.py", "python/fusedstep/reference/{}.py", "docs/algorithms/{}.md",
 )  # fmt: skip
@@ -65,7 +65,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_stem_is_in_every_room(rule):
-    missing = [room.format(rule) for room in ROOMS if not (ROOT / room.format(rule)).exists()]
+    missing = [layer.format(rule) for layer in LAYERS if not (ROOT / layer.format(rule)).exists()]
     assert not missing
 
 
@@ -238,8 +238,8 @@ def test_arrows_in_native_code():
 
 def test_python_engines_name_no_rule():
     front = [PACKAGE / f"{name}.py" for name in ARROWS.keys() - {"testing"}]  # which has its cases
-    rooms = [*(ROOT / "kernels").glob("*.py"), *(PACKAGE / "reference").glob("*.py")]
-    engines = [path for path in rooms if path.stem not in {*RULES, "maxva"}]
+    layers = [*(ROOT / "kernels").glob("*.py"), *(PACKAGE / "reference").glob("*.py")]
+    engines = [path for path in layers if path.stem not in {*RULES, "maxva"}]
     assert len(engines) > 8
     for path in [*engines, *front]:
         words = set(re.findall(r"\w+", path.read_text().lower()))

@@ -13,8 +13,8 @@ import fusedstep
 import pytest
 import torch
 
+from tests.test_contract import LAYERS
 from tests.test_contract import OPTIMIZERS as CLASSES
-from tests.test_contract import ROOMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -231,8 +231,8 @@ def build_example(root: Path) -> None:
     if importlib.util.find_spec("pybind11") is None:
         pytest.skip("pybind11 is not there to build the worked example")
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build")
-    for room in ("csrc", "cmake", "kernels", "python", "tests"):
-        shutil.copytree(ROOT / room, root / room, ignore=ignored)
+    for folder in ("csrc", "cmake", "kernels", "python", "tests"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
     shutil.copy(ROOT / "CMakeLists.txt", root)
     for built_elsewhere in {cls.rule for cls in CLASSES}:
         (root / f"csrc/cpu/{built_elsewhere}.cpp").unlink()
@@ -262,7 +262,7 @@ def test_every_test_file_is_in_the_guide():
 def test_the_worked_example_is_whole():
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     names = {block["path"] for block in NAMED.finditer(page)}
-    assert not {room.format("lion") for room in ROOMS} - names
+    assert not {layer.format("lion") for layer in LAYERS} - names
 
 
 def test_the_worked_example_gives_equal_bits(tmp_path):

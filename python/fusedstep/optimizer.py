@@ -48,7 +48,7 @@ class FusedOptimizer(KeepsState):
     floats or 0-d float32 or float64 tensors. Tensors' values are not checked, which would wait.
     """
 
-    rule: ClassVar[str]  # stem of the algorithm in every room
+    rule: ClassVar[str]  # stem of the algorithm in every layer
     constants: ClassVar[tuple[str, ...]] = ()  # bits of the kernel variant, lowest first
     hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
