@@ -65,8 +65,8 @@ class AdamW(FusedOptimizer):
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return dict.fromkeys(names if group["amsgrad"] else names[:2], 0.0)
 
-    def hyper_values(self, group):
-        return super().hyper_values(group, decoupled_weight_decay=self._decoupled)
+    def other_hypers(self, group):
+        return {"decoupled_weight_decay": self._decoupled}
 
     def check_group(self, where, group):
         super().check_group(where, group)

@@ -118,8 +118,8 @@ class AvaGrad(FusedOptimizer):
     def states(self, group):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
-    def hyper_values(self, group):
-        return super().hyper_values(group, decoupled_weight_decay=self._decoupled)
+    def other_hypers(self, group):
+        return {"decoupled_weight_decay": self._decoupled}
 
     def check_group(self, where, group):
         super().check_group(where, group)

@@ -63,6 +63,5 @@ class LAMB(FusedOptimizer):
     def states(self, group):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
-    def hyper_values(self, group):
-        rounds = self.state_dtype is torch.bfloat16
-        return super().hyper_values(group, exp_avg_is_bfloat16=rounds)
+    def other_hypers(self, group):
+        return {"exp_avg_is_bfloat16": self.state_dtype is torch.bfloat16}

@@ -92,14 +92,14 @@ class MAdam(FusedOptimizer):
         states = {"exp_avg": 0.0, "grad_mean": 0.0, "grad_var": 0.0, "beta_prod": 1.0}
         return {**states, "max_exp_avg_sq": 0.0} if group["amsgrad"] else states
 
-    def hyper_values(self, group):
+    def other_hypers(self, group):
         lo, hi = group["beta2_range"]
         delta, init = group["delta"], group["beta2_init"]
         if delta is None:
             delta = 1e-16 if group["form"] == "released" else 0.0
         if init is None:
             init = -1.0
-        return super().hyper_values(group, beta2_lo=lo, beta2_hi=hi, beta2_init=init, delta=delta)
+        return {"beta2_lo": lo, "beta2_hi": hi, "beta2_init": init, "delta": delta}
 
     def check_group(self, where, group):
         super().check_group(where, group)

@@ -97,14 +97,10 @@ class FusedOptimizer(KeepsState):
         """State names in column order and what they are filled with; ``exp_avg`` first."""
         raise NotImplementedError
 
-    def hyper_values(self, group: dict[str, Any], **others: Any) -> tuple:
-        """The row's floats or 0-d tensors: what the group holds under the names in ``hypers``,
-        ``beta1`` and ``beta2`` of its ``betas``, whether its form is ``released``, and ``others``,
-        which a subclass adds. They are asked for when the group changes."""
-        known = {**group, **others, "released": group["form"] == "released"}
-        if "betas" in group:
-            known["beta1"], known["beta2"] = group["betas"]
-        return tuple(map(known.__getitem__, self.hypers))
+    def other_hypers(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Those of ``hypers`` that are neither the group's entries, nor ``beta1`` and ``beta2`` of
+        its ``betas``, nor ``released``, its form. They are asked for when the group changes."""
+        return {}
 
     def variant(self, group: dict[str, Any]) -> int:
         """The kernel's template constants as a bit mask."""
@@ -226,6 +222,13 @@ class FusedOptimizer(KeepsState):
         self._norm_sq = plan.grad_norm_sq()
         plan.write_counts.count_step()
 
+    def _hyper_values(self, group: dict[str, Any]) -> tuple:
+        known = {**group, "released": group["form"] == "released"}
+        if "betas" in group:
+            known["beta1"], known["beta2"] = group["betas"]
+        known |= self.other_hypers(group)
+        return tuple(map(known.__getitem__, self.hypers))
+
     def _checked_rows(self) -> list[tuple]:
         """Every group's hyper-parameters: checked, and another list, where an option changed."""
         if self._options is not None and self._options.holds(self.param_groups):
@@ -233,7 +236,7 @@ class FusedOptimizer(KeepsState):
         for i, group in enumerate(self.param_groups):
             self.check_group(self.where(i), group)
         rows = [
-            (group["maximize"], _or_inf(group["max_grad_norm"]), *self.hyper_values(group))
+            (group["maximize"], _or_inf(group["max_grad_norm"]), *self._hyper_values(group))
             for group in map(_not_below_0, self.param_groups)
         ]
         kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in self.param_groups]
