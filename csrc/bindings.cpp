@@ -149,7 +149,10 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
         if (const char* error = self.apply(launch, reinterpret_cast<void*>(stream)))
           throw std::runtime_error(std::string("CUDA: ") + error);
       });
-  m.def("cuda_why_not", [] { return first_kernel<CudaKernel>()->why_not(); });  // all are alike
+  m.def("cuda_why_not", [] {
+    py::gil_scoped_release release;                // the driver may load or translate code
+    return first_kernel<CudaKernel>()->why_not();  // all are alike
+  });
   m.def(
       "cuda_kernel",
       [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {

@@ -48,6 +48,25 @@ inline const char* failure(const char* call, cudaError_t status) {
   return text;
 }
 
+// Whether a call failed because build, driver and device do not go together, and never will.
+inline bool is_misfit(cudaError_t status) {
+  switch (status) {
+    case cudaErrorInsufficientDriver:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidKernelImage:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidPtx:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorJitCompilationDisabled:
+      return true;
+    default:
+      return false;
+  }
+}
+
 // Blocks that share a chunk. Small pieces let all blocks work in a narrow stretch of every column,
 // which memory likes; chunks that are mostly empty are not worth more than one.
 inline unsigned pieces(const Launch& launch) {

@@ -256,11 +256,13 @@ const char* apply(const Launch& launch, void* stream) {
   return enqueue(&apply_kernel<Rule>, Rule::kEmits ? 1 : pieces(launch), launch, stream);
 }
 
-// Nothing is launched: a build may lack code for a device, and a driver be too old for a build.
+// Launches nothing: a build may lack code for a device, and a driver be too old for a build. Other
+// failures, such as a full memory or an earlier kernel's error, are left for the launch to report.
 template <class Rule>
 const char* why_not() {
   cudaFuncAttributes found;
-  return failure("cudaFuncGetAttributes", cudaFuncGetAttributes(&found, &apply_kernel<Rule>));
+  const cudaError_t status = cudaFuncGetAttributes(&found, &apply_kernel<Rule>);
+  return is_misfit(status) ? failure("cudaFuncGetAttributes", status) : nullptr;
 }
 
 struct CudaEngine {

@@ -84,9 +84,9 @@ def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
     """Raise where the step would have to be planned during capture."""
     if plan is None or not all(launch.step_table.can_capture() for launch in plan.launches):
         raise RuntimeError(
-            f"{type(optimizer).__name__}: this step has to be planned, which a CUDA graph cannot "
-            f"record. Take a step outside of the graph, with gradients for the same parameters, "
-            f"right before the capture; sparse gradients cannot be captured."
+            f"{type(optimizer).__name__}: this step needs a plan and memory that a CUDA graph "
+            f"cannot record. Take a step outside of the graph, with gradients for the same "
+            f"parameters, right before each step that is captured; sparse gradients cannot be."
         )
     for device in {launch.device for launch in plan.launches}:
         with torch.cuda.device(device):

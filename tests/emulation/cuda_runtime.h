@@ -101,7 +101,19 @@ inline void* __cvta_global_to_generic(std::size_t address) {
   return reinterpret_cast<void*>(address);
 }
 
-enum cudaError_t { cudaSuccess };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInsufficientDriver,
+  cudaErrorSystemDriverMismatch,
+  cudaErrorCompatNotSupportedOnDevice,
+  cudaErrorInvalidDeviceFunction,
+  cudaErrorInvalidKernelImage,
+  cudaErrorNoKernelImageForDevice,
+  cudaErrorInvalidPtx,
+  cudaErrorUnsupportedPtxVersion,
+  cudaErrorJitCompilerNotFound,
+  cudaErrorJitCompilationDisabled,
+};
 using cudaStream_t = struct Stream*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
