@@ -112,7 +112,7 @@ class Flushing:
 
 
 class Rounding:
-    """To nearest, or in another direction by its number on x86."""
+    """To nearest, or in another direction by this processor's number."""
 
     def __init__(self, direction):
         self.direction, self.libm = direction, ctypes.CDLL(ctypes.util.find_library("m"))
@@ -131,8 +131,13 @@ def test_flush_denormal_changes_nothing(mode, flushing):
     assert not testing.differences(run_while(Flushing(), mode), want)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="numbers are x86's")
-@pytest.mark.parametrize("direction", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
+DIRECTIONS = {  # <fenv.h>: down, up, to zero
+    "x86_64": (0x400, 0x800, 0xC00),
+    "aarch64": (0x800000, 0x400000, 0xC00000),
+}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.get(platform.machine(), ()), ids=hex)
 def test_another_rounding_changes_nothing_and_the_reference_refuses_it(direction):
     switch, want = Rounding(direction), testing.run(CASE, F32, "chunk", "cpu")
     assert not testing.differences(run_while(switch, F32), want)

@@ -52,6 +52,15 @@ FUSEDSTEP_HD void narrow_vector(__m256 x, f16* memory) {
   const __m128i bits = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(memory), bits);
 }
+#elif defined(__aarch64__)
+template <class Vector>
+FUSEDSTEP_HD void widen_vector(Vector& x, const f16* memory) {
+  x = Vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&memory->bits))));
+}
+template <class Vector>
+FUSEDSTEP_HD void narrow_vector(const Vector& x, f16* memory) {
+  vst1_u16(&memory->bits, vreinterpret_u16_f16(vcvt_f16_f32(float32x4_t(x))));
+}
 #else
 template <class Vector>
 __attribute__((noinline)) void widen_vector(Vector& x, const f16* memory) {

@@ -29,7 +29,9 @@ class FloatEnvironment {
     __asm__ __volatile__("mrs %0, fpcr" : "=r"(value));
     return value;
   }
-  static void set(std::uint64_t value) { __asm__ __volatile__("msr fpcr, %0" : : "r"(value)); }
+  static void set(std::uint64_t value) {
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(value) : "memory");
+  }
 #else
   static constexpr std::uint64_t kDefault = 0;
   static std::uint64_t get() { return 0; }

@@ -7,6 +7,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "core/numerics.h"
@@ -119,6 +121,14 @@ FUSEDSTEP_HD __m256d sqrt(__m256d x) { return _mm256_sqrt_pd(x); }
 #if defined(__SSE2__)
 FUSEDSTEP_HD __m128 sqrt(__m128 x) { return _mm_sqrt_ps(x); }
 FUSEDSTEP_HD __m128d sqrt(__m128d x) { return _mm_sqrt_pd(x); }
+#elif defined(__aarch64__)
+template <class Vector>
+FUSEDSTEP_HD Vector sqrt(Vector x) {
+  if constexpr (sizeof x[0] == sizeof(float))
+    return Vector(vsqrtq_f32(float32x4_t(x)));
+  else
+    return Vector(vsqrtq_f64(float64x2_t(x)));
+}
 #else
 template <class Vector>
 FUSEDSTEP_HD Vector sqrt(Vector x) {
