@@ -64,7 +64,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_stem_is_in_every_room(rule):
+def test_every_stem_is_in_every_layer(rule):
     missing = [layer.format(rule) for layer in LAYERS if not (ROOT / layer.format(rule)).exists()]
     assert not missing
 

@@ -25,6 +25,7 @@ def test_two_groups_are_one_launch():
     decay, no_decay = params((3, 4), (5, 6)), params((4,), (6,))
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": no_decay, "weight_decay": 0.0}]
     (launch,) = launches(fusedstep.MAdam(groups))
+    assert len(launch.index) == 4
     assert launch.row.tolist() == [0, 0, 1, 1]
 
 

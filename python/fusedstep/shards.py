@@ -42,7 +42,7 @@ def local(t: torch.Tensor) -> torch.Tensor:
 def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are distributed in the same way, or neither is."""
     if not is_dtensor(a) or not is_dtensor(b):
-        return mesh_of(a) == mesh_of(b)
+        return is_dtensor(a) == is_dtensor(b)
     return a.device_mesh == b.device_mesh and a.placements == b.placements
 
 
