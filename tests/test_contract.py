@@ -69,7 +69,7 @@ def test_every_stem_is_in_every_layer(rule):
     assert not missing
 
 
-def test_every_rule_in_a_room_has_a_class():
+def test_every_rule_in_a_layer_has_a_class():
     stems = {path.stem for path in (ROOT / "csrc/rules").iterdir()}
     stems |= {path.stem for path in (ROOT / "kernels").glob("*.cu")}
     assert stems == {*RULES, GRAD_NORM}

@@ -28,7 +28,7 @@ BAD_HYPERS = [
     (fusedstep.AdamW, {"weight_decay": -0.1}, "weight_decay is -0.1"),
     (fusedstep.AdamW, {"eps": -1e-8}, "eps is -1e-08"),
     (fusedstep.AdamW, {"betas": (1.0, 0.9)}, r"betas\[0\] is 1.0, outside \[0, 1\)"),
-    (fusedstep.AdamW, {"betas": 0.9}, "betas is 0.9; pass a pair"),
+    (fusedstep.AdamW, {"betas": 0.9}, "betas is 0.9, a float. Pass a tuple or list"),
     (fusedstep.Adam, {"form": "original"}, "form is 'original'; choose one of 'paper', 'released'"),
     (fusedstep.MAdam, {"beta1": -0.1}, "beta1 is -0.1"),
     (fusedstep.MAdam, {"beta2_range": (0.0, 0.9)}, r"beta2_range\[0\] is 0.0, outside \(0, 0.9\]"),
@@ -258,7 +258,7 @@ def test_betas_of_a_wrong_kind_in_a_group_are_told_as_in_the_constructor():
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)
     optimizer.param_groups[0]["betas"] = 0.9
-    with pytest.raises(ValueError, match="betas is 0.9; pass a pair"):
+    with pytest.raises(ValueError, match="betas is 0.9, a float. Pass a tuple or list"):
         optimizer.step()
 
 

@@ -1,5 +1,6 @@
 """The optimizers as a user meets them: gradients, hyper-parameters."""
 
+from collections import UserList
 from fractions import Fraction
 
 import fusedstep
@@ -109,6 +110,23 @@ def test_numbers_of_any_kind_and_size_are_taken_without_a_warning(backend, devic
         train(optimizer, params, 2)
         found.append({name: value.cpu() for name, value in stored(optimizer, params).items()})
     assert_same(*found)
+
+
+class ListConfig(UserList):
+    """As Hydra's configurations have lists: a sequence that is no list."""
+
+
+@every_class
+def test_options_from_a_configuration_are_as_if_written_out(cls):
+    defaults = cls(model()).defaults
+    written = {name: value for name, value in defaults.items() if isinstance(value, tuple)}
+    configured = {name: ListConfig(value) for name, value in written.items()}
+    params, late = model(), model(seed=1)
+    optimizer = cls(params, **configured)
+    optimizer.add_param_group({"params": late, **configured})
+    assert written or cls is fusedstep.MADGRAD
+    assert all(written.items() <= group.items() for group in optimizer.param_groups)
+    train(optimizer, params + late, 1)
 
 
 def test_a_scheduler_drives_the_rate():

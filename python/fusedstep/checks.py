@@ -72,7 +72,10 @@ def flags(where: str, group: dict, *names: str) -> None:
 
 def pair(where: str, name: str, value) -> tuple:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{where}: {name} is {value!r}; pass a pair such as (0.9, 0.999).")
+        raise ValueError(
+            f"{where}: {name} is {value!r}, a {type(value).__name__}. Pass a tuple or list of two, "
+            f"such as (0.9, 0.999)."
+        )
     return tuple(value)
 
 

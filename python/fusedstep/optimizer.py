@@ -14,7 +14,7 @@ from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
-from .options import Hyper
+from .options import Hyper, make_plain
 from .plan import Plan
 from .watch import Watch, contents
 
@@ -251,9 +251,8 @@ class FusedOptimizer(KeepsState):
         place = f"{type(self).__name__}, group {group}"
         if param is None:
             return place
-        names = self.param_groups[group].get("param_names", ())
-        name = f" ({names[param]})" if param < len(names) else ""
-        return f"{place}, parameter {param}{name}"
+        names = self.param_groups[group].get("param_names", ())[param : param + 1]
+        return " ".join([f"{place}, parameter {param}", *(f"({name})" for name in names)])
 
     def clips(self) -> bool:
         return any(group["max_grad_norm"] is not None for group in self.param_groups)
@@ -276,6 +275,7 @@ class FusedOptimizer(KeepsState):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group is refused whole where a hyper-parameter is out of range."""
         super().add_param_group(param_group)
+        make_plain(self.param_groups[-1], self.defaults)
         self._plan = None
         try:
             self.check_group(self.where(len(self.param_groups) - 1), self.param_groups[-1])

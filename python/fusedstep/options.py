@@ -1,8 +1,9 @@
-"""What the optimizers' constructors take, for type checkers and editors."""
+"""What the optimizers' constructors take."""
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -24,3 +25,12 @@ class Options(OptionsButClipping, total=False):
     """The same with clipping, for which some classes have a default of their own."""
 
     max_grad_norm: Hyper | None
+
+
+def make_plain(group: dict[str, Any], names: Iterable[str]) -> None:
+    """Make tuples of the named options of a group that are sequences of another kind, such as
+    Hydra's ``ListConfig``: a step sees no change within those."""
+    for name in names:
+        value = group[name]
+        if isinstance(value, Sequence) and not isinstance(value, (str, tuple, list)):
+            group[name] = tuple(value)
