@@ -229,6 +229,30 @@ def test_parameters_that_have_names_are_told_by_them():
         optimizer.step()
 
 
+@every_class
+def test_a_parameter_whose_memory_another_took_over_may_stay_if_it_is_idle(cls):
+    """As what was normed (`weight_norm` in the middle of training), or a `Parameter(old.data)`."""
+    old, other = params = model((5,), (3,))
+    optimizer = cls(params)
+    train(optimizer, params, 1)
+    old.grad = None
+    new = torch.nn.Parameter(old.data)
+    optimizer.add_param_group({"params": [new]})
+    moved = new.clone()
+    for t in (1, 2):
+        give_gradients([new, other], t)
+        optimizer.step()
+    assert not torch.equal(new, moved) and optimizer.state[new]
+    give_gradients([old])
+    before = stored(optimizer, [old, new, other])
+    with pytest.raises(ValueError, match="group 0, parameter 0 and .*group 1.* share memory"):
+        optimizer.step()
+    assert_same(stored(optimizer, [old, new, other]), before)
+    new.grad = None
+    optimizer.step()
+    assert not torch.equal(new, before["param 1"])
+
+
 def test_a_moved_parameter_with_a_stale_gradient_is_refused():
     params = model()
     optimizer = fusedstep.MAdam(params)

@@ -1,7 +1,6 @@
 """Checks of user input. Each raises one error: what, value, why, remedy."""
 
 import math
-from itertools import pairwise
 from numbers import Real
 
 import torch
@@ -226,17 +225,11 @@ def kept_sums(where: str, name: str, value) -> None:
 
 def no_overlap(entries: list[tuple[str, torch.Tensor]]) -> None:
     """Require that no two parameters share memory."""
-    spans = sorted(
-        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), where)
-        for where, p in entries
-        if p.numel()
-    )
-    for (_, end, first), (begin, _, second) in pairwise(spans):
-        if begin < end:
-            raise ValueError(
-                f"{first} and {second} share memory; each would be updated twice. "
-                f"Pass the shared parameter once."
-            )
+    for i, k in memory.overlaps([p for _, p in entries]):
+        raise ValueError(
+            f"{entries[i][0]} and {entries[k][0]} share memory; each would be updated twice. "
+            f"Pass the shared parameter once."
+        )
 
 
 def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:

@@ -103,7 +103,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             _plan_passes(optimizer, launch, sums, norm)
     for p, state in states.items():
         state_tensors.replace(optimizer.state[p], state)
-    return Plan(optimizer, launches, backends, touched)
+    return Plan(optimizer, launches, backends, touched, _displaced(planned))
 
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
@@ -130,8 +130,17 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
             alike = known[g, p.dtype]
             unfit = state_tensors.check(where, state, p, alike.layout)
             planned.append(_Planned(i, where, p, alike, unfit))
-    checks.no_overlap([(each.where, shards.local(each.param)) for each in planned])
+    stepping = [each for each in planned if each.param.grad is not None]
+    checks.no_overlap([(each.where, shards.local(each.param)) for each in stepping])
     return planned
+
+
+def _displaced(planned: list[_Planned]) -> set[int]:
+    """The parameters without a gradient whose memory others share, as where one has taken over an
+    older one's: should a gradient appear, the two must be checked."""
+    overlaps = memory.overlaps([shards.local(each.param) for each in planned])
+    sharing = {k for pair in overlaps for k in pair}
+    return {planned[k].index for k in sharing if planned[k].param.grad is None}
 
 
 def _check_sums(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeGuard
 
 import torch
@@ -28,6 +29,18 @@ def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
     return all(
         size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
     )
+
+
+def overlaps(tensors: list[torch.Tensor]) -> Iterator[tuple[int, int]]:
+    """Places in the list of two dense tensors that share memory: every one that shares any is in a
+    pair, but not every pair is told."""
+    furthest, end = -1, 0
+    for begin, k in sorted((t.data_ptr(), k) for k, t in enumerate(tensors) if t.numel()):
+        if begin < end:
+            yield furthest, k
+        reach = begin + tensors[k].numel() * tensors[k].element_size()
+        if reach > end:
+            furthest, end = k, reach
 
 
 def is_missing(t: torch.Tensor) -> bool:

@@ -52,12 +52,15 @@ class Plan:
         launches: list[Launch],
         backends: dict[torch.device, Backend],
         touched: dict[int, Touched],
+        displaced: set[int],
     ):
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
         self.backend = optimizer.backend
         self._surveyed: tuple | None = None  # what the sums depended on in the last step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
+        for i in displaced:
+            del planned[i]  # a gradient of theirs calls for another plan
         lists = _lists(optimizer)
         self._lost: list[weakref.ref] = []  # who died of those that were planned on
         self._lists, self._state = Watch(lists), Watch(optimizer.state, lost=self._lost)
