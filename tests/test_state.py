@@ -148,6 +148,22 @@ def test_notes_in_a_state_that_are_no_parameters_stay():
     assert optimizer.state[params[0]]["step"] == 2
 
 
+def test_notes_in_a_parameters_state_follow_its_device():
+    """As the slow weights that Lookahead keeps there; torch moves them, too."""
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state |= {"slow": torch.zeros(3), "older": [torch.zeros(2, dtype=torch.float64), "a"]}
+    other = fusedstep.AdamW(model(device="meta"))
+    other.load_state_dict(saved)
+    for p in other.param_groups[0]["params"]:
+        slow, (older, word) = other.state[p]["slow"], other.state[p]["older"]
+        assert (slow.device, older.device, word) == (p.device, p.device, "a")
+        assert older.dtype is torch.float64
+
+
 @pytest.mark.parametrize("cls, other", [("Adam", "AdamW"), ("AdamW", "Adam")])
 def test_the_decay_of_another_algorithm_is_refused(cls, other):
     """torch's classes write into a checkpoint whether their decay is decoupled."""

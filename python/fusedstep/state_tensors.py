@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from . import checks, memory, shards
 
@@ -85,7 +86,8 @@ def replace(state: dict[str, Any], by: dict[str, Any]) -> None:
 def adopt(
     where: str, p: torch.Tensor, loaded: dict[str, Any], layout: dict[str, Slot]
 ) -> dict[str, Any]:
-    """Copies of loaded entries as :func:`completed` has them; entries without a slot as they are.
+    """Copies of loaded entries as :func:`completed` has them. Entries without a slot, which are
+    others' notes, as they are, but their tensors on the parameter's device.
 
     Raises:
         ValueError: an entry does not fit, or is no count where one must be.
@@ -100,11 +102,15 @@ def adopt(
         if name in loaded and name not in unfit:
             _check_value(where, name, loaded[name], slot)
     adopted = {
-        name: _fitted(value, p, layout[name], copy=True) if name in layout else value
+        name: _fitted(value, p, layout[name], copy=True) if name in layout else _beside(p, value)
         for name, value in loaded.items()
     }
     _drop_stale(adopted, layout)
     return adopted
+
+
+def _beside(p: torch.Tensor, value: Any) -> Any:
+    return tree_map_only(torch.Tensor, lambda t: t.to(p.device), value)
 
 
 def _drop_stale(state: dict[str, Any], layout: dict[str, Slot]) -> None:
