@@ -56,6 +56,7 @@ class _Planned:
     unfit: list[str]  # what of its state is to be made
 
 
+@torch.inference_mode(False)  # what is made here serves later steps, too
 @torch.no_grad()
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, then make tables and what states lack; only then do the
