@@ -76,7 +76,7 @@ class AvaGrad(FusedOptimizer):
         super().__init__(params, defaults, **common)
 
     @property
-    def survey(self):
+    def survey(self):  # type: ignore[override]  # elsewhere it is a constant
         """The paper's mean is that of v now; released code takes the group's, a step old."""
         released = any(group["form"] == "released" for group in self.param_groups)
         return None if released else 2

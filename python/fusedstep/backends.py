@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -29,7 +29,7 @@ def _no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
-def _import(module: str) -> tuple[object | None, str | None]:
+def _import(module: str) -> tuple[Any, str | None]:
     try:
         return importlib.import_module(module), None
     except ImportError as error:
@@ -128,7 +128,7 @@ class TritonBackend:
     def __init__(self):
         triton, reason = _import("triton")
         self.absent = None if triton else f"{reason}; run `pip install triton`"
-        self.engine = None
+        self.engine: Any = None
         # triton reads the same variable when the kernels are defined
         switch = os.environ.get("TRITON_INTERPRET", "").lower()
         self.interpreted = switch in ("1", "true", "on", "yes", "y")

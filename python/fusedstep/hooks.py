@@ -32,8 +32,7 @@ def with_hooks(step):
             return hooked(*args, **kwargs)
         return step(*args, **kwargs)
 
-    wrapper.hooked = True  # or torch would do it again
-    wrapper.runs_own_hooks = True
+    wrapper.__dict__.update(hooked=True, runs_own_hooks=True)  # hooked, or torch would do it again
     return wrapper
 
 

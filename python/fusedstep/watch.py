@@ -18,7 +18,7 @@ from .shards import dtensor_type
 def native():
     """The compiled module, or None where it is not built."""
     try:
-        from . import _native
+        from . import _native  # type: ignore[attr-defined]
     except ImportError:
         return None
     return _native

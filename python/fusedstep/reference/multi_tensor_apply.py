@@ -91,7 +91,7 @@ def step_tensor(
     module, rule_facts = module_of(rule), facts(rule, variant)
     carried = np.array(carried, dtype=np.float64)
     with_sums = [np.asarray(sums), variant] if rule_facts.SUMS else []
-    out = [[]] if rule_facts.SUMS else []
+    out: list = [[]] if rule_facts.SUMS else []
     hyper = np.asarray(hyper, dtype=np.float64)
     with np.errstate(all="ignore"):
         s = module.scalars(hyper[2:], int(t), carried, opmath, *with_sums)
