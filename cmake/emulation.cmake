@@ -28,5 +28,6 @@ if(BUILD_TESTING)
   add_executable(race_test tests/emulation/race_test.cpp csrc/core/registry.cpp
                  $<TARGET_OBJECTS:cpu_generic> $<TARGET_OBJECTS:emulated_kernels>)
   target_link_libraries(race_test PRIVATE options Threads::Threads)
+  set_target_properties(race_test PROPERTIES CXX_STANDARD 20)
   add_test(NAME emulated_cuda_matches_cpu COMMAND race_test)
 endif()

@@ -103,6 +103,7 @@ inline void* __cvta_global_to_generic(std::size_t address) {
 
 enum cudaError_t {
   cudaSuccess,
+  cudaErrorMemoryAllocation,
   cudaErrorInsufficientDriver,
   cudaErrorSystemDriverMismatch,
   cudaErrorCompatNotSupportedOnDevice,
@@ -121,16 +122,21 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream = nullptr;
 };
 
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+namespace emulation {
+inline cudaError_t status = cudaSuccess;  // what calls end with
+}
+
+inline const char* cudaGetErrorString(cudaError_t) { return "as the test wants it"; }
 struct cudaFuncAttributes {};
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
-  return cudaSuccess;
+  return emulation::status;
 }
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  if (emulation::status != cudaSuccess) return emulation::status;
   const unsigned grid = config->gridDim.x, threads = config->blockDim.x;
   std::vector<std::unique_ptr<emulation::Block>> blocks;
   for (unsigned b = 0; b < grid; ++b) blocks.push_back(std::make_unique<emulation::Block>(threads));
