@@ -217,7 +217,10 @@ def test_a_state_of_another_model_is_refused():
     params, others = model((4, 5)), model((5, 4))
     a, b = MADAM(params), MADAM(others)
     train(a, params, 1)
-    with pytest.raises(ValueError, match=r"exp_avg a tensor of shape \(4, 5\).*shape is \(5, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"exp_avg a tensor of shape \(4, 5\).*shape is \(5, 4\). Load the state of",
+    ):
         b.load_state_dict(a.state_dict())
 
 

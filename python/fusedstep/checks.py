@@ -189,8 +189,8 @@ def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
             f"tensor (`t.full_tensor()`)."
         )
     if not scalar:
-        remedy = "Distribute it as the parameter is (torch.distributed.checkpoint loads so)."
-        _distributed_like(where, what, value, p, remedy)
+        how = "Distribute it as the parameter is (torch.distributed.checkpoint loads so)."
+        _distributed_like(where, what, value, p, how)
     real = value.dtype in PARAM_DTYPES or (scalar and value.dtype in COUNT_DTYPES)
     if memory.is_sparse(value) or not real:
         raise ValueError(
