@@ -68,6 +68,46 @@ def test_parameters_may_join_later():
     )
 
 
+ALTERED = {
+    "freed": lambda p: setattr(p, "data", torch.empty(0)),
+    "without storage": lambda p: p.untyped_storage().resize_(0),
+    "quantized": lambda p: setattr(p, "data", p.data.to(torch.int8)),
+    "a view": lambda p: setattr(p, "data", torch.zeros(4, 6)[:, ::2]),
+    "expanded": lambda p: setattr(p, "data", torch.zeros(1, 1).expand(4, 3)),
+    "grown": lambda p: setattr(p, "data", torch.ones(5, 3)),
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+@every_class
+def test_what_becomes_of_a_frozen_parameter_does_not_matter(cls, how):
+    """As after training in phases; a gradient calls for the checks that others have to pass."""
+    frozen, other = params = model((4, 3), (2,))
+    optimizer = cls(params, max_grad_norm=1.0)
+    train(optimizer, params, 2)
+    frozen.requires_grad_(False).grad = None
+    state = {name: value.clone() for name, value in optimizer.state[frozen].items()}
+    ALTERED[how](frozen)
+    before = other.detach().clone()
+    train(optimizer, [other], 2)
+    assert not torch.equal(other, before) and optimizer.state[other]["step"] == 4
+    assert_same(optimizer.state[frozen], state)
+    frozen.data = torch.ones(4, 3)
+    train(optimizer, params, 1)
+    assert optimizer.state[frozen]["step"] == 3 and not torch.equal(frozen, torch.ones(4, 3))
+
+
+@every_class
+def test_what_others_keep_for_a_frozen_parameter_makes_no_state(cls):
+    frozen, other = params = model((4, 3), (2,))
+    optimizer = cls(params)
+    optimizer.state[frozen]["name"] = "frozen"
+    train(optimizer, [other], 1)
+    assert optimizer.state[frozen] == {"name": "frozen"}
+    train(optimizer, params, 1)
+    assert optimizer.state[frozen]["step"] >= 1
+
+
 def test_a_gradient_may_be_of_the_parameters_own_making(backend, device):
     class Own(torch.nn.Parameter):
         grad = property(lambda self: torch.full_like(self.detach(), 0.5), lambda self, value: None)

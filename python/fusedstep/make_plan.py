@@ -47,7 +47,7 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
 
 @dataclass
 class _Planned:
-    """A parameter that takes part: it has a gradient or a state."""
+    """A parameter that takes part: it has a gradient, or a state from when it had one."""
 
     index: int  # in the flat list of the optimizer's parameters
     where: str
@@ -108,7 +108,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
 
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
-    """The parameters that take part, in order; raises where kernels could not serve one."""
+    """The parameters that take part, in order; raises where kernels could not serve one that has a
+    gradient. Others that they could not serve are left out: who freezes a part may free it."""
     watch.require(type(optimizer).__name__, "its state", optimizer.state, dict)
     planned: list[_Planned] = []
     known: dict[tuple[int, torch.dtype], _Alike] = {}
@@ -122,17 +123,27 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
                 continue
             where = optimizer.where(g, k)
             watch.require(where, "its state", state, dict)
-            checks.parameter(where, p)
-            if p.grad is not None:
-                checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
-            optimizer.check_state(where, group, state)
             if (g, p.dtype) not in known:
                 known[g, p.dtype] = _alike(optimizer, g, p)
             alike = known[g, p.dtype]
-            unfit = state_tensors.check(where, state, p, alike.layout)
+            if p.grad is None and not state.keys() & alike.layout.keys():
+                continue  # others keep something there
+            try:
+                checks.parameter(where, p)
+                if p.grad is not None:
+                    checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
+                optimizer.check_state(where, group, state)
+                unfit = state_tensors.check(where, state, p, alike.layout)
+            except ValueError:
+                if p.grad is not None:
+                    raise
+                continue
             planned.append(_Planned(i, where, p, alike, unfit))
     stepping = [each for each in planned if each.param.grad is not None]
     checks.no_overlap([(each.where, shards.local(each.param)) for each in stepping])
+    if optimizer.sums or optimizer.clips():  # norms, which are of one device
+        devices = {each.param.device for each in stepping}
+        planned = [each for each in planned if each.param.device in devices]
     return planned
 
 
