@@ -5,13 +5,14 @@ import triton.language as tl
 
 from .numerics import clip, div, float64, select
 
-FADED = tl.constexpr(2.0**-25)
+FADED = tl.constexpr(2.0**-25)  # 1 - q is 1 below
+FADED64 = tl.constexpr(2.0**-54)
 ALLOWANCE = tl.constexpr(1.0 + 2.0**-22)
 
 
 @triton.jit
-def faded(carried):
-    return carried[0] < FADED
+def faded(carried, opmath: tl.constexpr):
+    return carried[0] < (FADED64 if opmath == tl.float64 else FADED)
 
 
 @triton.jit
@@ -37,7 +38,7 @@ def update(moments, g, u, s, q):
     beta = clip(ratio, lo, hi)
     # q = beta q,  w = 1 - q
     q = beta * q
-    q = select(q < FADED, 0.0, q)
+    q = select(q < (FADED64 if q.dtype == tl.float64 else FADED), 0.0, q)
     w = 1.0 - q
     # gamma = (1 - beta) / w
     gamma = div(1.0 - beta, w)

@@ -64,7 +64,7 @@ def prologue(
         s, advanced = scalars(values, t, carried, opmath, sums, variant)
     else:
         s, advanced = scalars(values, t, carried, opmath)
-    return s, coefficient, faded(carried), t, advanced
+    return s, coefficient, faded(carried, opmath), t, advanced
 
 
 @triton.jit
@@ -93,5 +93,5 @@ def advance(
 
 
 @triton.jit
-def never_faded(carried):
+def never_faded(carried, opmath: tl.constexpr):
     return tl.full((), False, tl.int1)

@@ -23,10 +23,14 @@ from tests.paper import (
 )
 
 
-def maxva(cls, lr, changing, form, amsgrad=False, weight_decay=0.0, decoupled_weight_decay=True):
+def maxva(
+    cls, lr, changing, form, amsgrad=False, weight_decay=0.0, decoupled_weight_decay=True,
+    beta2_range=None,
+):  # fmt: skip
     """MaxVA, Algorithms 1 and 2, element by element."""
     layered = cls is fusedstep.LaMAdam
     lo, hi, eps = (0.5, 0.98, 1e-15) if layered else (0.5, 0.999, 1e-8)
+    lo, hi = beta2_range or (lo, hi)
     delta = 1e-16 if form == "released" else 0.0
     beta1 = 0.9
     trace = [start() for _ in range(STEPS)]
@@ -77,6 +81,7 @@ OPTIONS = [
     {"amsgrad": True},
     {"weight_decay": 0.1},
     {"weight_decay": 0.1, "decoupled_weight_decay": False},
+    {"beta2_range": (0.3, 0.5)},  # the product of the betas vanishes
 ]
 
 

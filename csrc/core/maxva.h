@@ -16,8 +16,8 @@ template <class T>
 struct MaxVA {
   T lo, hi, delta;
 
-  // Once q < 2^-25 everywhere it is zero everywhere; `bound` is at or above every q.
-  static constexpr double kFaded = 0x1p-25;
+  // Where q is less, 1 - q is 1, and it is stored as zero; `bound` is at or above every q.
+  static constexpr double kFaded = sizeof(T) == sizeof(float) ? 0x1p-25 : 0x1p-54;
 
   static FUSEDSTEP_HD MaxVA scalars(double lo, double hi, double init, double delta, std::int64_t t,
                                     double& bound) {

@@ -48,8 +48,8 @@ CASES: list[Case] = [
     *_cases("madam", fusedstep.MAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
     *_cases("lamadam", fusedstep.LaMAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
     # beta_prod vanishes within the scenario, so the column is no longer read
-    Case("madam-faded", fusedstep.MAdam, (("beta2_range", (1e-3, 2e-3)),)),
-    Case("lamadam-faded", fusedstep.LaMAdam, (("beta2_range", (1e-3, 2e-3)), ("beta2_init", 1e-3))),
+    Case("madam-faded", fusedstep.MAdam, (("beta2_range", (1e-5, 2e-5)),)),
+    Case("lamadam-faded", fusedstep.LaMAdam, (("beta2_range", (1e-5, 2e-5)), ("beta2_init", 1e-3))),
     *_cases(
         "laprop", fusedstep.LaProp, (), (*_DECAY, ("centered_start", 2)),
         form=_FORMS, amsgrad=_FLAG, centered=_FLAG,

@@ -44,7 +44,7 @@ class Model {
   Model(const Kernel& kernel, const Dtypes& dtypes, bool scaled, bool fading)
       : row_(kTensors),
         step_(kTensors, 0),
-        carried_(kernel.carried * kTensors, fading ? 0x1p-26 : 1.0),
+        carried_(kernel.carried * kTensors, fading ? 0x1p-55 : 1.0),
         columns_(kState + kernel.states + kernel.carried),
         address_(std::size_t(columns_) * kTensors),
         grad_(kTensors),

@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import numpy as np
+
 from .numerics import clip, div, select
 
-FADED = 2.0**-25
+FADED = {np.float32: 2.0**-25, np.float64: 2.0**-54}  # 1 - q is 1 below
 
 
 def scalars(lo, hi, init, delta, t, carried, opmath):
@@ -28,7 +30,7 @@ def update(moments, g, u, s, q):
     beta = clip(ratio, moments.lo, moments.hi)
     # q = beta q,  w = 1 - q
     q = beta * q
-    q = select(q < FADED, 0 * one, q)
+    q = select(q < FADED[g.dtype.type], 0 * one, q)
     w = one - q
     # gamma = (1 - beta) / w
     gamma = div(one - beta, w)
