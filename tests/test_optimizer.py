@@ -108,6 +108,30 @@ def test_what_others_keep_for_a_frozen_parameter_makes_no_state(cls):
     assert optimizer.state[frozen]["step"] >= 1
 
 
+@every_class
+def test_a_parameter_whose_memory_another_took_over_may_stay_if_it_is_idle(cls):
+    """As what was normed (`weight_norm` in the middle of training), or a `Parameter(old.data)`."""
+    old, other = params = model((5,), (3,))
+    optimizer = cls(params)
+    train(optimizer, params, 1)
+    old.grad = None
+    new = torch.nn.Parameter(old.data)
+    optimizer.add_param_group({"params": [new]})
+    moved = new.clone()
+    for t in (1, 2):
+        give_gradients([new, other], t)
+        optimizer.step()
+    assert not torch.equal(new, moved) and optimizer.state[new]
+    give_gradients([old])
+    before = stored(optimizer, [old, new, other])
+    with pytest.raises(ValueError, match="group 0, parameter 0 and .*group 1.* share memory"):
+        optimizer.step()
+    assert_same(stored(optimizer, [old, new, other]), before)
+    new.grad = None
+    optimizer.step()
+    assert not torch.equal(new, before["param 1"])
+
+
 def test_a_gradient_may_be_of_the_parameters_own_making(backend, device):
     class Own(torch.nn.Parameter):
         grad = property(lambda self: torch.full_like(self.detach(), 0.5), lambda self, value: None)
@@ -136,6 +160,21 @@ def test_a_tensor_lr_is_read_where_it_is(cls, backend, device):
         train(a, tensor_params, 1, seed=t)
         train(b, float_params, 1, seed=t)
     assert_same(stored(a, tensor_params), stored(b, float_params))
+
+
+@every_class
+def test_tensors_that_change_in_place_give_the_references_bits(cls, backend, device):
+    found = []
+    for where, on in ((backend, device), ("reference", "cpu")):
+        params = model(device=on)
+        tensors = {name: torch.tensor(0.1, device=on) for name in ("lr", "eps", "weight_decay")}
+        optimizer = cls(params, **tensors, backend=where)
+        for t in range(4):
+            for tensor in tensors.values():
+                tensor.fill_((0.1, 0.1, 1e-3, 0.02)[t])
+            train(optimizer, params, 1, seed=t)
+        found.append({name: value.cpu() for name, value in stored(optimizer, params).items()})
+    assert_same(*found)
 
 
 @pytest.mark.filterwarnings("error")

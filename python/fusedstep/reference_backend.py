@@ -88,8 +88,9 @@ def _finish_sums(launch: Launch, sums: Sums, counted: bool) -> None:
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """A dense tensor's elements in the order of its memory: 1-d view."""
-    return tensor.detach().as_strided((tensor.numel(),), (1,))
+    """A dense tensor's elements in the order of its memory: 1-d view. torch does not count writes
+    into it, as it does not count those of kernels: the step does that itself."""
+    return tensor.data.as_strided((tensor.numel(),), (1,))
 
 
 def _to_numpy(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
