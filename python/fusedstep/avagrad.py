@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -124,7 +126,10 @@ class AvaGrad(FusedOptimizer):
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.flags(where, group, "skip_zero_second_moment")
-        checks.eps_stays(where, group["eps"], 1.0, group["params"])
+        beta2, smallest = group["betas"][1], 1.0
+        if group["form"] == "released" and not isinstance(beta2, torch.Tensor):
+            smallest = math.sqrt(1.0 - float(beta2))  # eps has the bias correction of v
+        checks.eps_stays(where, group["eps"], smallest, group["params"])
 
 
 class AvaGradW(AvaGrad):

@@ -86,11 +86,14 @@ def betas(where: str, value) -> None:
 
 def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tensor]) -> None:
     """Require an eps that is not rounded to 0 where it keeps a denominator from 0."""
-    if isinstance(value, torch.Tensor) or value * smallest_factor > ROUNDED_TO_0:
+    if isinstance(value, torch.Tensor):
+        return
+    smallest = float(value) * smallest_factor
+    if smallest > ROUNDED_TO_0:
         return
     for p in params:
         wide = p.dtype is torch.float64
-        if not wide or value * smallest_factor == 0:
+        if not wide or smallest == 0:
             raise ValueError(
                 f"{where}: eps is {value!r}, which is 0 in the arithmetic of {p.dtype} parameters "
                 f"({torch.float64 if wide else torch.float32}) and would divide 0 by 0. Pass a "

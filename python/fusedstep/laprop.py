@@ -93,5 +93,5 @@ class LaProp(FusedOptimizer):
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0, 1.0, high_open=False)
         checks.hyper_in(where, "centered_start", group["centered_start"], 0.0)
         beta2 = group["betas"][1]
-        smallest = 1.0 if isinstance(beta2, Tensor) else 1.0 - beta2
+        smallest = 1.0 if isinstance(beta2, Tensor) else 1.0 - float(beta2)
         checks.eps_stays(where, group["eps"], smallest, group["params"])
