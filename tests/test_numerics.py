@@ -131,6 +131,15 @@ def test_flush_denormal_changes_nothing(mode, flushing):
     assert not testing.differences(run_while(Flushing(), mode), want)
 
 
+def test_a_denormal_found_inf_skips(flushing):
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = fusedstep.AdamW([p])
+    optimizer.found_inf = torch.ones((), dtype=torch.int32).view(torch.float32)
+    optimizer.step()
+    assert torch.equal(p, torch.ones(3))
+
+
 DIRECTIONS = {  # <fenv.h>: down, up, to zero
     "x86_64": (0x400, 0x800, 0xC00),
     "aarch64": (0x800000, 0x400000, 0xC00000),

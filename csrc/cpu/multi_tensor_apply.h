@@ -214,10 +214,11 @@ void finish_sums(const Launch& launch) {
 template <class Rule>
 void apply(const Launch& launch, int threads) {
   static_assert(check_rule<Rule>());
+  const FloatEnvironment caller;
   if (skipped(launch)) return;
 #pragma omp parallel num_threads(threads) if (launch.elements > kSerialElements)
   {
-    const FloatEnvironment environment;
+    const FloatEnvironment worker;
     Sums<Rule> sums;
     LastPrologue<Rule> last;
 #pragma omp for schedule(dynamic, 4)
@@ -231,7 +232,6 @@ void apply(const Launch& launch, int threads) {
       apply_chunk<Rule>(launch, last.of(launch, chunk.tensor), chunk, sums);
     }
   }
-  const FloatEnvironment environment;
   if constexpr (Rule::kMovesParam) {
     LastPrologue<Rule> last;
     for (std::int64_t tensor = 0; tensor < launch.tensors; ++tensor)
