@@ -93,10 +93,9 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         sums = norm = None
         if optimizer.sums:
             totals = optimizer.segment_totals(device)
-            of_segments = list(dict(zip(segments, axes, strict=True)).values())  # alike in each
             sums = Sums(
                 optimizer.sums, numels, segments, indices, device,
-                totals=totals, axes=of_segments, counted=facts(optimizer.rule, 0).COUNTED,
+                totals=totals, axes=axes, counted=facts(optimizer.rule, 0).COUNTED,
             )  # fmt: skip
         if optimizer.clips():
             norm = Norm(numels, axes, indices, device)

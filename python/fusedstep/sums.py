@@ -37,7 +37,8 @@ class Sums:
         segments: the segment of every parameter, 0, 1, ... in order.
         planned: indices of the parameters that launches on ``device`` serve.
         totals: float64 ``[K]`` per segment, what kernels read; None: own memory, from 0.
-        axes: of every segment, along which its tensors are spread over processes, if any is.
+        axes: of every parameter, along which it is spread over processes, if any is; alike in a
+            segment.
         counted: the last sum is a count; where it is 0, a segment's totals stay.
 
     Attributes:
@@ -73,14 +74,15 @@ class Sums:
         if totals is None:
             totals = list(torch.zeros((size, count), dtype=torch.float64, device=device))
         self.totals, self.results = totals, list(totals)
-        shared = [segment for segment, along in enumerate(axes) if along]
+        of = dict(zip(self.segments.tolist(), axes))
+        shared = [segment for segment, along in of.items() if along]
         self._mine = torch.zeros((len(shared), count), dtype=torch.float64, device=device)
         for segment, result in zip(shared, self._mine, strict=True):
             self.results[segment] = result
         self._joined = [totals[segment] for segment in shared]
         members: dict[Axis, list[int]] = {}
         for i, segment in enumerate(shared):
-            for axis in axes[segment]:
+            for axis in of[segment]:
                 members.setdefault(axis, []).append(i)
         # in an order that is the same everywhere, or processes would wait for each other
         self._groups = [
@@ -140,8 +142,7 @@ class Norm(Sums):
     ):
         stretches = [list(stretch) for _, stretch in groupby(axes)]
         segments = [s for s, stretch in enumerate(stretches) for _ in stretch]
-        first = [stretch[0] for stretch in stretches]
-        super().__init__(1, numels, segments, planned, device, axes=first)
+        super().__init__(1, numels, segments, planned, device, axes=axes)
         alone = len(stretches) == 1
         own = torch.zeros(1, dtype=torch.float64, device=device)
         self.total = self.totals[0] if alone else own
