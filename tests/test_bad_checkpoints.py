@@ -164,3 +164,14 @@ def test_a_state_that_lost_its_memory_is_refused(name):
     with pytest.raises(ValueError, match=f"parameter 0 has as state {name} .* without memory"):
         optimizer.step()
     assert all(map(torch.equal, params, before))
+
+
+def test_a_state_of_another_model_is_refused():
+    params, others = model((4, 5)), model((5, 4))
+    a, b = fusedstep.MAdam(params), fusedstep.MAdam(others)
+    train(a, params, 1)
+    with pytest.raises(
+        ValueError,
+        match=r"exp_avg a tensor of shape \(4, 5\).*shape is \(5, 4\). Load the state of",
+    ):
+        b.load_state_dict(a.state_dict())

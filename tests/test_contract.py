@@ -198,7 +198,7 @@ ARROWS = {  # file: what it uses of the package
     "backends": "launch reference_backend",
     "state_tensors": "checks memory shards",
     "graphs": "optimizer plan",  # for annotations
-    "keeps_state": "graphs launch state_tensors",
+    "keeps_state": "graphs launch memory options state_tensors",
     "plan": "backends launch memory optimizer shards sparse watch write_counts",
     "make_plan": "backends checks launch memory optimizer plan reference shards sparse"
     " state_tensors sums watch",

@@ -140,6 +140,21 @@ def test_a_step_that_leaves_the_plan_of_a_graph_warns():
         optimizer.step()  # planned again, but by no graph's plan
 
 
+def test_what_is_only_recorded_brings_no_sums():
+    results = []
+    for recorded in (False, True):
+        params = model()
+        optimizer = fusedstep.AvaGrad(params)
+        train(optimizer, params, 2)
+        for p in params:
+            optimizer.state[p]["exp_avg_sq"].mul_(4.0)
+        if recorded:
+            assert len(optimizer._plan.rounds(optimizer, capturing=True)) == 3, "with a survey"
+        train(optimizer, params, 2)
+        results.append(stored(optimizer, params))
+    assert_same(*results)
+
+
 @pytest.fixture
 def table(monkeypatch):
     """A table that believes its device to be elsewhere."""

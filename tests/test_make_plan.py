@@ -94,6 +94,15 @@ def test_another_backend_is_taken_up(monkeypatch):
     train(optimizer, params, 1)
 
 
+def test_another_dtype_of_states_is_taken_up():
+    (p,) = params = model((4,))
+    optimizer = fusedstep.LAMB(params)
+    train(optimizer, params, 1)
+    optimizer.state_dtype = torch.bfloat16
+    train(optimizer, params, 1)
+    assert optimizer.state[p]["exp_avg"].dtype is torch.bfloat16
+
+
 def test_a_loaded_optimizer_has_no_norm_yet():
     params = model()
     optimizer = fusedstep.AdamW(params, max_grad_norm=1.0)

@@ -98,6 +98,35 @@ def test_what_becomes_of_a_frozen_parameter_does_not_matter(cls, how):
 
 
 @every_class
+def test_a_frozen_parameter_that_can_be_stepped_again_takes_part_at_once(cls):
+    """AvaGrad's mean goes over it, MADGRAD counts its steps: whenever the step was planned."""
+    results = []
+    for planned_anew in (False, True):
+        frozen, other = params = model((4, 3), (2,))
+        optimizer = cls(params)
+        train(optimizer, params, 2)
+        frozen.grad, memory = None, frozen.data
+        frozen.data = torch.empty(0)
+        train(optimizer, [other], 1)
+        frozen.data = memory
+        if planned_anew:
+            optimizer.load_state_dict(optimizer.state_dict())
+        train(optimizer, [other], 2)
+        results.append(stored(optimizer, params))
+    assert_same(*results)
+
+
+def test_a_parameter_that_joins_beside_a_frozen_one_has_the_present_count():
+    frozen, other, late = params = model((4, 3), (2,), (5,))
+    optimizer = fusedstep.MADGRAD(params)
+    train(optimizer, [frozen, other], 2)
+    frozen.grad, frozen.data = None, torch.empty(0)
+    train(optimizer, [other], 3)
+    train(optimizer, [other, late], 1)
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2, 6, 6]
+
+
+@every_class
 def test_what_others_keep_for_a_frozen_parameter_makes_no_state(cls):
     frozen, other = params = model((4, 3), (2,))
     optimizer = cls(params)
@@ -205,6 +234,10 @@ def test_options_from_a_configuration_are_as_if_written_out(cls):
     optimizer.add_param_group({"params": late, **configured})
     assert written or cls is fusedstep.MADGRAD
     assert all(written.items() <= group.items() for group in optimizer.param_groups)
+    train(optimizer, params + late, 1)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0] |= configured
+    optimizer.load_state_dict(saved)
     train(optimizer, params + late, 1)
 
 

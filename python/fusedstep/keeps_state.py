@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from . import graphs, state_tensors
+from . import graphs, memory, state_tensors
 from .launch import opmath_of
+from .options import make_plain
 from .state_tensors import MASTER, Slot
 
 
@@ -37,7 +38,7 @@ class KeepsState(torch.optim.Optimizer):
         """Copy parameters into their float32 masters, after an edit of the parameters from outside
         (``model.load_state_dict``); without it the next step would undo the edit."""
         for p, state in self.state.items():
-            if isinstance(p, torch.Tensor) and MASTER in state:
+            if isinstance(p, torch.Tensor) and MASTER in state and _has_memory_of(p, state[MASTER]):
                 state[MASTER].copy_(p)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,17 +78,26 @@ class KeepsState(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            make_plain(group, self.defaults)
             if self.capturable:
                 graphs.make_live(group)
 
     def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
         """Loaded states for this optimizer's parameters, by parameter."""
         result: defaultdict[torch.Tensor, dict] = defaultdict(dict)
+        known: dict[tuple[int, torch.dtype], dict[str, Slot]] = {}
         for g, (saved, group) in enumerate(zip(loaded["param_groups"], groups, strict=True)):
             for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 if key in loaded["state"]:
-                    layout, held = self.state_layout(p, self.defaults | group), loaded["state"][key]
+                    if (g, p.dtype) not in known:
+                        known[g, p.dtype] = self.state_layout(p, self.defaults | group)
+                    layout, held = known[g, p.dtype], loaded["state"][key]
                     result[p] = state_tensors.adopt(self.where(g, k), p, held, layout)
-        known = {key for saved in loaded["param_groups"] for key in saved["params"]}
-        others = {key: value for key, value in loaded["state"].items() if key not in known}
+        params = {key for saved in loaded["param_groups"] for key in saved["params"]}
+        others = {key: value for key, value in loaded["state"].items() if key not in params}
         return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps
+
+
+def _has_memory_of(p: torch.Tensor, master: torch.Tensor) -> bool:
+    """Whether a parameter still is what its master was made of: who freezes one may free it."""
+    return p.shape == master.shape and not memory.is_missing(p)

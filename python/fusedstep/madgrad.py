@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -82,7 +84,9 @@ class MADGRAD(FusedOptimizer):
     def state_layout(self, p, group):
         layout = super().state_layout(p, group)
         groups = self.param_groups if self.state else ()  # at first none is looked for
-        states = (self.state.get(q, {}) for g in groups for q in g["params"])
+        params = [q for g in groups for q in g["params"]]
+        stepping = (q for q in params if q.grad is not None)  # others may have been left out
+        states = (self.state.get(q, {}) for q in chain(stepping, params))
         count = next((state["step"] for state in states if "step" in state), 0)
         layout["step"] = layout["step"]._replace(fill=count)  # one k for all
         return layout

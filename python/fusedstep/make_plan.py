@@ -130,7 +130,9 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
             try:
                 checks.parameter(where, p)
                 if p.grad is not None:
-                    checks.gradient(where, p, p.grad, optimizer.why_not_sparse(group))
+                    sparse = memory.is_sparse(p.grad)
+                    why_not = optimizer.why_not_sparse(group) if sparse else None
+                    checks.gradient(where, p, p.grad, why_not)
                 optimizer.check_state(where, group, state)
                 unfit = state_tensors.check(where, state, p, alike.layout)
             except ValueError:
@@ -140,7 +142,8 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
             planned.append(_Planned(i, where, p, alike, unfit))
     stepping = [each for each in planned if each.param.grad is not None]
     checks.no_overlap([(each.where, shards.local(each.param)) for each in stepping])
-    if optimizer.sums or optimizer.clips():  # norms, which are of one device
+    if optimizer.clips() or not facts(optimizer.rule, 0).COUNTS_ALL:
+        # elsewhere nothing steps; norms are of one device
         devices = {each.param.device for each in stepping}
         planned = [each for each in planned if each.param.device in devices]
     return planned

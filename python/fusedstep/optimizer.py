@@ -212,7 +212,7 @@ class FusedOptimizer(KeepsState):
                 launch.grads = grads
                 launch.grad_scale = _amp_tensor(grad_scale, launch.device)
                 launch.found_inf = _amp_tensor(found_inf, launch.device)
-            for work in plan.rounds(self):
+            for work in plan.rounds(self, capturing):
                 work.run()
         finally:
             for launch in plan.launches:

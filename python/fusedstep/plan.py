@@ -56,7 +56,7 @@ class Plan:
     ):
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
-        self.backend = optimizer.backend
+        self.backend, self._chosen = optimizer.backend, _chosen(optimizer)
         self._surveyed: tuple | None = None  # what the sums depended on in the last step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         for i in displaced:
@@ -67,6 +67,10 @@ class Plan:
         self._sums = Watch(optimizer.kept_sums(), lost=self._lost)
         self._params = [p for params in lists for p in params]
         self._dtypes = [planned.get(i) for i in range(len(self._params))]
+        # Who has stepped and was left out: whether that is right depends on their memory.
+        aside = (p for p, dtype in zip(self._params, self._dtypes, strict=True) if dtype is None)
+        self._aside = [p for p in aside if "step" in optimizer.state.get(p, {})]
+        self._looked = [*map(_look, self._aside)]
         # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do:
         # looking at all would take as long as the rest of a small step.
         ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
@@ -98,13 +102,14 @@ class Plan:
         passes = zip(*(launch.passes for launch in launches), strict=True)
         self._rounds = [round_of(launch.norm for launch in launches), *map(round_of, passes)]
 
-    def rounds(self, optimizer: FusedOptimizer) -> list[Round]:
+    def rounds(self, optimizer: FusedOptimizer, capturing: bool) -> list[Round]:
         """What the next step runs, in order: with a survey first where its sums are not of what
-        there is now, which is remembered."""
+        there is now, which is remembered, unless the step is only recorded."""
         if optimizer.survey is None:
             return self._rounds
         before = self._surveyed
-        self._surveyed = options, writes = optimizer.surveyed_on(), self.write_counts.surveyed()
+        now = options, writes = optimizer.surveyed_on(), self.write_counts.surveyed()
+        self._surveyed = None if capturing else now
         if before and all(map(_same, options, before[0])) and writes == before[1]:
             return self._rounds
         return [self._survey, *self._rounds]
@@ -119,10 +124,11 @@ class Plan:
         longer fits."""
         if (
             self._lost  # asked first: who died must not be looked for
-            or self.backend != optimizer.backend
+            or self._chosen != _chosen(optimizer)
             or not self._lists.holds(_lists(optimizer))
             or not self._state.holds(optimizer.state)
             or not self._sums.holds(optimizer.kept_sums())
+            or (self._aside and [*map(_look, self._aside)] != self._looked)
         ):
             return None
         if self._gatherer is not None:
@@ -181,6 +187,19 @@ class Plan:
 def _same(a: Any, b: Any) -> bool:
     """Equality that never compares tensors by value, which would wait for the device."""
     return a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
+
+
+def _chosen(optimizer: FusedOptimizer) -> tuple:
+    return optimizer.backend, optimizer.master_weights, optimizer.state_dtype
+
+
+def _look(p: torch.Tensor) -> tuple | None:
+    """What it depends on whether kernels could serve a parameter; None where it has no address."""
+    try:
+        p = shards.local(p)
+        return p.data_ptr(), p.shape, p.stride(), p.dtype, p.device
+    except RuntimeError:
+        return None
 
 
 def _lists(optimizer: FusedOptimizer) -> list[list[torch.Tensor]]:

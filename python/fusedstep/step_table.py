@@ -29,7 +29,8 @@ class StepTable:
         if self._sent is not None:
             self._sent.copy_(self.host)
         if self._spare is None:
-            self._spare = self.host.pin_memory()
+            with torch.inference_mode(False):
+                self._spare = self.host.pin_memory()
 
     def can_capture(self) -> bool:
         return self._spare is not None

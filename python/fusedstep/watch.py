@@ -100,5 +100,5 @@ def gatherer(
     try:
         dtensor = dtensor_type()
         return native().Gatherer(torch.Tensor, dtensor, params, dtypes, places, fixed)
-    except ImportError:
+    except (ImportError, RuntimeError, BufferError):  # of tensors that do not describe themselves
         return None
