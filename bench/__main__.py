@@ -12,6 +12,7 @@ Ratios of one run mean something; the times of a busy machine do not.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -77,6 +78,9 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     chosen = parser.parse_args(arguments)
     if chosen.rounds < 2:
         raise ValueError(f"--rounds is {chosen.rounds}; a median and quartiles need at least 2")
+    if not math.isfinite(chosen.gate):
+        raise ValueError(f"--gate is {chosen.gate}; pass a share such as 0.8")
+    results.check_place(chosen.out)
     if chosen.command == "training" and (chosen.set or chosen.dtype != ["f32"]):
         raise ValueError("training has a model of its own, in float32; leave out --set and --dtype")
     return chosen
@@ -111,6 +115,8 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
             for contender in sides(names, backends, rivals, mode):
                 if not (contender.fades and (trains or parameter_set.small)):
                     found.append(Task(parameter_set, contender, count))
+    if not found and chosen.command != "tables":
+        raise ValueError("there is nothing to measure; name sets, algorithms and a dtype")
     return found
 
 
@@ -149,6 +155,9 @@ def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: 
         console.print(table)
     for line in tables.complaints(done):
         console.print(line, style="yellow", soft_wrap=True, markup=False)
+    if not done.rows:
+        console.print(f"no rows: {chosen.out} stays as it was", soft_wrap=True)
+        return
     content = results.document(done.rows, where, command)
     results.write(chosen.out, content)
     console.print(f"rows: {chosen.out}, {chosen.out.with_suffix('.csv')}", soft_wrap=True)
@@ -157,7 +166,7 @@ def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: 
     if chosen.plot:
         from .plots import draw  # matplotlib takes a second to load
 
-        pictures = draw(done.rows, chosen.out.parent)
+        pictures = draw(done.rows, chosen.out.parent, f"{chosen.out.stem}-")
         console.print(f"pictures: {', '.join(map(str, pictures)) or 'none for these rows'}")
 
 
@@ -189,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
         passed, lines = self_check(tasks[0], clock)
         print(*lines, sep="\n")
         return 0 if passed else 1
-    if absent:
+    if absent and words(chosen.peers) != ["none"]:
         print(f"absent: {', '.join(absent)} (make build/peers, then PYTHONPATH=build/peers)")
     given = sys.argv[1:] if arguments is None else arguments
     # Results are kept in the project; which folder rows went to is this machine's own affair.

@@ -111,10 +111,22 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_place(path: Path) -> None:
+    """Require that rows can be written to a file, before they are measured for hours."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK) and not path.is_dir()
+    except OSError:
+        writable = False
+    if path.suffix != ".json" or not writable:
+        raise ValueError(f"--out is {path}; name a .json file in a folder that can be written to")
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     """The JSON file, and the rows as CSV beside it, each with its run's command and versions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1) + "\n")
+    new.replace(path)
     table = []
     for row in content["rows"]:
         run = content["runs"][row["run"]]
@@ -129,7 +141,11 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+        return {name: content[name] for name in ("machine", "runs", "rows")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold results of this program ({error!r})") from None
 
 
 def disturbed(row: dict[str, Any]) -> bool:

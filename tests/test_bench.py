@@ -162,6 +162,10 @@ def test_peers_have_algorithms_of_ours():
         (["--peers", "apex"], "there is no peer 'apex'; there are all, none, torch, "),
         (["--threads", "1,no"], "--threads is '1 no'; pass positive numbers"),
         (["--rounds", "1"], "--rounds is 1; a median and quartiles need at least 2"),
+        (["--gate", "nan"], "--gate is nan; pass a share such as 0.8"),
+        (["--algorithms", ","], "there is nothing to measure; name sets, "),
+        (["--out", "rows.csv"], "--out is rows.csv; name a .json file in a folder"),
+        (["--out", "/proc/none/rows.json"], "--out is /proc/none/rows.json; name a .json file"),
         (["training", "--dtype", "bf16"], "training has a model of its own, in float32; leave out"),
     ],
 )
@@ -185,6 +189,26 @@ def test_a_set_that_memory_does_not_hold_is_one_line(tmp_path, capsys, monkeypat
     lines = [s for s in capsys.readouterr().out.splitlines() if "left out" in s]
     assert status == 1 and len(lines) == 1
     assert lines[0].startswith("left out: gpt2-xl f32: needs 49.8 GB or more of 24.0 GB free: ")
+
+
+def test_a_run_that_is_interrupted_at_once_leaves_earlier_rows(tmp_path, capsys, monkeypatch):
+    small = ["--set", "2x8", "--algorithms", "adamw", "--peers", "none", "--rounds", 2]
+    _, out = bench(tmp_path, *small)
+    before = results.read(out)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    assert bench(tmp_path, *small)[0] == 1
+    assert "stays as it was" in capsys.readouterr().out and results.read(out) == before
+
+
+def test_a_damaged_file_of_results_is_told(tmp_path):
+    (tmp_path / "rows.json").write_text('{"rows": [')
+    with pytest.raises(ValueError, match="rows.json does not hold results of this program"):
+        results.read(tmp_path / "rows.json")
 
 
 def test_one_that_fails_is_told_and_the_others_are_measured(tmp_path, capsys, monkeypatch):

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..results import ROOT
+from ..results import ROOT, check_place
 from . import page, runner
 from .experiment import chosen, everything, name_of, verdict
 
@@ -54,6 +54,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         raise ValueError("--larger has tasks of its own; leave out --quick and --seeds")
     usual = LARGER if found.larger else QUICK if found.quick else STORED
     found.out = (found.out or usual).resolve()
+    check_place(found.out)
     for other, stored in (("quick", STORED), ("larger", STORED), ("quick", LARGER)):
         if getattr(found, other) and found.out == stored:
             raise ValueError(f"--out is {stored}, which a {other} run must not write; give another")
@@ -120,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         work(found)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        again = "the same command without --fresh" if found.fresh else "the same command"
+        print(f"interrupted; {again} goes on from here", file=sys.stderr)
         return 130
     if found.larger:
         print(f"rows: {found.out}")
