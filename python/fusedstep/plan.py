@@ -102,7 +102,7 @@ class Plan:
         passes = zip(*(launch.passes for launch in launches), strict=True)
         self._rounds = [round_of(launch.norm for launch in launches), *map(round_of, passes)]
 
-    def rounds(self, optimizer: FusedOptimizer, capturing: bool) -> list[Round]:
+    def rounds(self, optimizer: FusedOptimizer, capturing: bool = False) -> list[Round]:
         """What the next step runs, in order: with a survey first where its sums are not of what
         there is now, which is remembered, unless the step is only recorded."""
         if optimizer.survey is None:
