@@ -90,7 +90,7 @@ clean:
 	rm -rf build $(VENV) python/fusedstep/*.so
 
 ctest: $(VENV)/installed
-	cmake -S . -B build/ctest -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	cmake -S . -B build/ctest -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
 	  -DFUSEDSTEP_CUDA=OFF -DFUSEDSTEP_EMULATE_CUDA=ON
 	cmake --build build/ctest
 	ctest --test-dir build/ctest --output-on-failure

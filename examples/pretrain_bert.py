@@ -32,7 +32,9 @@ def main() -> int:
     except Refusal as refusal:
         return complain(f"error: {refusal}", 2)
     except KeyboardInterrupt:
-        return complain("interrupted; --resume goes on from the last checkpoint", 130)
+        return complain(
+            "interrupted; --resume goes on from the last checkpoint, if there is one", 130
+        )
     return 0
 
 

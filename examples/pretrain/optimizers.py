@@ -82,6 +82,9 @@ def complete(options: Namespace, optimizer_class: type[Optimizer]) -> None:
         options.lr = setting.lr
     if options.weight_decay is None:
         options.weight_decay = setting.weight_decay
+    for name in ("lr", "weight_decay"):
+        if name in dict(options.option):
+            raise Refusal(f"--option {name}: pass --{name.replace('_', '-')} instead")
     options.option = list({**setting.option, **dict(options.option)}.items())
 
 

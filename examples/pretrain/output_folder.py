@@ -63,7 +63,10 @@ def last_checkpoint(folder: Path) -> tuple[int, Path]:
 
 
 def check_same_run(folder: Path, run: dict[str, Any]) -> None:
-    earlier = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    try:
+        earlier = dict(json.loads((folder / RUN).read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise Refusal(f"--resume: {folder / RUN} is damaged; start anew without --resume") from None
     for name, value in run.items():
         if earlier.get(name) != value:
             raise Refusal(
