@@ -103,6 +103,19 @@ def test_another_dtype_of_states_is_taken_up():
     assert optimizer.state[p]["exp_avg"].dtype is torch.bfloat16
 
 
+@every_class
+def test_states_follow_their_parameters_dtype_in_a_step_without_gradients(cls):
+    first, second = params = model((4,), (3,), dtype=torch.float64)
+    optimizer = cls(params, max_grad_norm=1.0)
+    train(optimizer, params, 1)
+    optimizer.zero_grad()
+    second.data = second.data.float()
+    optimizer.step()
+    for p in (first, second):
+        dtypes = {value.dtype for value in optimizer.state[p].values() if value.ndim}
+        assert dtypes == {p.dtype}
+
+
 def test_a_loaded_optimizer_has_no_norm_yet():
     params = model()
     optimizer = fusedstep.AdamW(params, max_grad_norm=1.0)

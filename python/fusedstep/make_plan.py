@@ -142,8 +142,8 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
             planned.append(_Planned(i, where, p, alike, unfit))
     stepping = [each for each in planned if each.param.grad is not None]
     checks.no_overlap([(each.where, shards.local(each.param)) for each in stepping])
-    if optimizer.clips() or not facts(optimizer.rule, 0).COUNTS_ALL:
-        # elsewhere nothing steps; norms are of one device
+    if stepping and (optimizer.clips() or not facts(optimizer.rule, 0).COUNTS_ALL):
+        # on other devices nothing steps; norms are of one device
         devices = {each.param.device for each in stepping}
         planned = [each for each in planned if each.param.device in devices]
     return planned
