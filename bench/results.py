@@ -113,20 +113,28 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def check_place(path: Path) -> None:
     """Require that rows can be written to a file, before they are measured for hours."""
+    fits = path.suffix == ".json" and not path.is_dir()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.parent, os.W_OK) and not path.is_dir()
+        if fits:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fits = os.access(path.parent, os.W_OK)
     except OSError:
-        writable = False
-    if path.suffix != ".json" or not writable:
+        fits = False
+    if not fits:
         raise ValueError(f"--out is {path}; name a .json file in a folder that can be written to")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is whole at every time, so that an interruption loses nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """The JSON file, and the rows as CSV beside it, each with its run's command and versions."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(content, indent=1) + "\n")
-    new.replace(path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
     table = []
     for row in content["rows"]:
         run = content["runs"][row["run"]]

@@ -19,6 +19,7 @@ import fusedstep
 import numpy as np
 import torch
 
+from ..results import write_whole
 from .experiment import Row, Task, load, name_of
 
 DIGITS = 5  # of a stored number
@@ -63,15 +64,12 @@ def kept(rows: Rows, name: str) -> list[Row]:
 
 
 def write(path: Path, rows: Rows) -> None:
-    """One line for each row, and whole at every time, so that an interruption loses no row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """One line for each row."""
     parts = [
         f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, found)) + "\n]"
         for name, found in sorted(rows.items())
     ]
-    fresh = path.with_suffix(".new")
-    fresh.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    fresh.replace(path)
+    write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def perform(experiment: ModuleType, task: Task) -> Row:
