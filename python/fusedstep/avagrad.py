@@ -126,9 +126,8 @@ class AvaGrad(FusedOptimizer):
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.flags(where, group, "skip_zero_second_moment")
-        beta2, smallest = group["betas"][1], 1.0
-        if group["form"] == "released" and not isinstance(beta2, torch.Tensor):
-            smallest = math.sqrt(1.0 - float(beta2))  # eps has the bias correction of v
+        scaled = group["form"] == "released"  # eps, by the root of v's bias correction
+        smallest = math.sqrt(checks.least_bias_correction(group["betas"][1])) if scaled else 1.0
         checks.eps_stays(where, group["eps"], smallest, group["params"])
 
 

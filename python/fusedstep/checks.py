@@ -84,6 +84,11 @@ def betas(where: str, value) -> None:
         hyper_in(where, f"betas[{i}]", beta, 0.0, 1.0)
 
 
+def least_bias_correction(beta) -> float:
+    """The smallest of ``1 - beta^t``, that of the first step; 1 for a tensor, which is not read."""
+    return 1.0 if isinstance(beta, torch.Tensor) else 1.0 - float(beta)
+
+
 def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tensor]) -> None:
     """Require an eps that is not rounded to 0 where it keeps a denominator from 0."""
     if isinstance(value, torch.Tensor):

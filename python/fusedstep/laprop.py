@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -92,6 +91,5 @@ class LaProp(FusedOptimizer):
         checks.flags(where, group, "centered")
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0, 1.0, high_open=False)
         checks.hyper_in(where, "centered_start", group["centered_start"], 0.0)
-        beta2 = group["betas"][1]
-        smallest = 1.0 if isinstance(beta2, Tensor) else 1.0 - float(beta2)
+        smallest = checks.least_bias_correction(group["betas"][1])
         checks.eps_stays(where, group["eps"], smallest, group["params"])

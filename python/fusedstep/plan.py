@@ -1,9 +1,10 @@
 """The plan of a step: which tensors, in which launches, with which tables.
 
 A plan is built once and kept until a parameter moves or changes its layout, a gradient appears
-where there was none, a state or a sum that a group keeps is replaced, or the optimizer drops it (a
-group added, a state loaded, another variant or clipping chosen). In a step only gradient addresses
-and hyper-parameters are brought up to date.
+where there was none, a state or a sum that a group keeps is replaced, another backend or dtype of
+states chosen, a parameter that was left out changes, or the optimizer drops it (a group added, a
+state loaded, another variant or clipping chosen). In a step only gradient addresses and
+hyper-parameters are brought up to date.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Plan:
     ):
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
-        self.backend, self._chosen = optimizer.backend, _chosen(optimizer)
+        self._chosen = _chosen(optimizer)
         self._surveyed: tuple | None = None  # what the sums depended on in the last step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         for i in displaced:
@@ -82,7 +83,7 @@ class Plan:
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
         self.write_counts = WriteCounts(launches, served, surveyed)
         self._facts, self._gatherer = self._facts_now(), None
-        if not touched and self.backend != "reference":  # which takes tensors, not addresses
+        if not touched and optimizer.backend != "reference":  # which takes tensors, not addresses
             codes = [-1 if dtype is None else DTYPE_CODES[dtype] for dtype in self._dtypes]
             places = [0] * len(codes)
             for launch in launches:
@@ -161,8 +162,7 @@ class Plan:
     def _facts_now(self) -> list[Any]:
         """What the tables depend on, of every parameter that is in one, and of their states."""
         params = zip(self._params, self._dtypes, strict=True)
-        planned = [shards.local(p) for p, dtype in params if dtype]
-        facts: list[Any] = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in planned]
+        facts: list[Any] = [_look(p) for p, dtype in params if dtype]
         return facts + [t.data_ptr() for ref in self._fixed if (t := ref()) is not None]
 
     def _fit(self, grads: list[torch.Tensor | None]) -> bool:
@@ -194,7 +194,7 @@ def _chosen(optimizer: FusedOptimizer) -> tuple:
 
 
 def _look(p: torch.Tensor) -> tuple | None:
-    """What it depends on whether kernels could serve a parameter; None where it has no address."""
+    """What of a parameter a plan depends on; None where it has no address."""
     try:
         p = shards.local(p)
         return p.data_ptr(), p.shape, p.stride(), p.dtype, p.device
