@@ -73,7 +73,7 @@ papers-quick: $(VENV)/built
 audit: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/audit $(ARGS)
 
-CPP := $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
+CPP := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

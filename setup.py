@@ -32,6 +32,7 @@ class BuildWithCMake(build_ext):
             )
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept: rebuilds are short
+        forget_unless_made_for(build, f"{ROOT} {os.environ.get('CXX', '')}")
         # All are named, because the folder remembers those of the last build.
         options = {name: os.environ.get(name, default) for name, default in DEFAULTS.items()}
         options |= {
@@ -41,19 +42,26 @@ class BuildWithCMake(build_ext):
             "BUILD_TESTING": "OFF",
         }
         definitions = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *definitions], check=True)
-        subprocess.run(["cmake", "--build", build], check=True)
-        subprocess.run(["cmake", "--install", build, "--prefix", target], check=True)
+        cmake("-S", ROOT, "-B", build, "-G", "Ninja", *definitions)
+        cmake("--build", build)
+        cmake("--install", build, "--prefix", target)
 
 
-def native_files() -> list[str]:
-    """What the build reads; a source archive takes it along."""
-    folders = (ROOT / name for name in ("cmake", "csrc", "kernels"))
-    files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix != ".pyc"]
-    return [path.relative_to(ROOT).as_posix() for path in (ROOT / "CMakeLists.txt", *files)]
+def forget_unless_made_for(build: Path, maker: str) -> None:
+    """CMake keeps to the compiler and the checkout that its folder began with."""
+    stamp = build / "made-for"
+    if build.exists() and not (stamp.exists() and stamp.read_text() == maker):
+        shutil.rmtree(build)
+    build.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(maker)
+
+
+def cmake(*arguments: object) -> None:
+    if subprocess.run(["cmake", *map(str, arguments)]).returncode != 0:
+        sys.exit("fusedstep was not built; the lines above say why.")
 
 
 setup(
-    ext_modules=[Extension("fusedstep._native", sources=[], depends=native_files())],
+    ext_modules=[Extension("fusedstep._native", sources=[])],
     cmdclass={"build_ext": BuildWithCMake},
 )

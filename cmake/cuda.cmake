@@ -25,11 +25,18 @@ endif()
 
 # Machine code for the GPUs of this machine that nvcc knows, else for each generation; and PTX of the
 # oldest of these, which later GPUs translate. The kernels need a compute capability of 7.0.
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
+string(REGEX MATCHALL "[0-9]+" known "${known}")
+list(FILTER known INCLUDE REGEX "^(7|8|9|1[0-9])[0-9]$")
 set(architectures ${FUSEDSTEP_CUDA_ARCHS})
+foreach(architecture IN LISTS architectures)
+  string(REGEX REPLACE "[af]?(-real|-virtual)?$" "" number "${architecture}")
+  if(known AND NOT number IN_LIST known AND NOT architecture MATCHES "^(native|all|all-major)$")
+    message(FATAL_ERROR "FUSEDSTEP_CUDA_ARCHS has ${architecture}, which ${CMAKE_CUDA_COMPILER} or "
+                        "these kernels do not serve; choose among ${known}, such as 80;90.")
+  endif()
+endforeach()
 if(NOT architectures)
-  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
-  string(REGEX MATCHALL "[0-9]+" known "${known}")
-  list(FILTER known INCLUDE REGEX "^(7|8|9|1[0-9])[0-9]$")
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
                   OUTPUT_VARIABLE here ERROR_QUIET)
   string(REPLACE "." "" here "${here}")

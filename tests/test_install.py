@@ -28,7 +28,7 @@ def tool(folder, name, script):
     return str(file)
 
 
-def configure(folder, option, hide_nvcc=True, **variables):
+def configure(folder, option, hide_nvcc=True, architectures="", **variables):
     """Let CMake find its tools, as the first part of `pip install .` does."""
     path = os.pathsep.join([str(folder.parent), str(TOOLS), os.environ.get("PATH", os.defpath)])
     ignored = ["/usr/local/cuda/bin", *([str(Path(NVCC).parent)] if NVCC else [])]
@@ -36,6 +36,7 @@ def configure(folder, option, hide_nvcc=True, **variables):
         *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DBUILD_TESTING=OFF"),
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DFUSEDSTEP_CUDA={option}",
+        f"-DFUSEDSTEP_CUDA_ARCHS={architectures}",
         f"-DCMAKE_IGNORE_PATH={';'.join(ignored) if hide_nvcc else ''}",
     ]
     done = subprocess.run(
@@ -61,6 +62,14 @@ def test_with_an_unusable_nvcc_the_cpu_kernels_are_built(tmp_path, broken_nvcc):
     assert status == 0
     assert "nvcc does not compile a small program (1: unsupported GNU version)" in told
     assert "The CPU and Triton backends are unaffected." in told
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize("word", ["9.0", "80,90", "hopper", "35"])
+def test_architectures_that_are_none_are_told(tmp_path, word):
+    status, told = configure(tmp_path / "build", "ON", False, architectures=f"80;{word}")
+    assert status != 0
+    assert f"FUSEDSTEP_CUDA_ARCHS has {word}, which {NVCC} or these kernels do not serve" in told
 
 
 def test_cuda_that_was_asked_for_and_is_unusable_is_an_error(tmp_path, broken_nvcc):
@@ -91,20 +100,55 @@ def test_kernels_are_built_for_the_gpus_that_the_compiler_knows(tmp_path, gpus, 
     assert f"fusedstep: CUDA kernels for {built} " in told
 
 
-def test_options_of_an_earlier_build_are_forgotten(tmp_path):
-    tool(tmp_path, "cmake", 'echo "$@"')
-    path = os.pathsep.join([str(tmp_path), str(TOOLS), os.environ.get("PATH", os.defpath)])
+@pytest.fixture
+def checkout(tmp_path):
+    """What setup.py itself needs, and a cmake that says what it was asked for."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / "checkout").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "checkout" / name)
+    shutil.copytree(ROOT / "python", tmp_path / "checkout" / "python")
+    (tmp_path / "tools").mkdir()
+    tool(tmp_path / "tools", "cmake", 'echo "$@"; exit ${STATUS:-0}')
+    return tmp_path / "checkout"
+
+
+def build(checkout, **variables):
+    tools = [str(checkout.parent / "tools"), str(TOOLS), os.environ.get("PATH", os.defpath)]
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", checkout.parent],
+        cwd=checkout,
+        env=environment(os.pathsep.join(tools), **variables),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_options_of_an_earlier_build_are_forgotten(checkout):
     for options in ({"FUSEDSTEP_CUDA": "OFF", "FUSEDSTEP_CUDA_ARCHS": "80"}, {}):
-        done = subprocess.run(
-            [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path],
-            cwd=ROOT,
-            env=environment(path, **options),
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        done = build(checkout, **options)
+        assert done.returncode == 0
         for name, default in {"FUSEDSTEP_CUDA": "AUTO", "FUSEDSTEP_CUDA_ARCHS": ""}.items():
             assert f"-D{name}={options.get(name, default)} " in done.stdout
+
+
+def test_another_compiler_or_place_begins_a_build_anew(checkout):
+    def kept(checkout, **variables):
+        (folder,) = (checkout / "build").glob("cmake-*")
+        (folder / "CMakeCache.txt").touch()
+        assert build(checkout, **variables).returncode == 0
+        return (folder / "CMakeCache.txt").exists()
+
+    assert build(checkout).returncode == 0
+    assert kept(checkout)
+    assert not kept(checkout, CXX="clang++") and kept(checkout, CXX="clang++")
+    assert not kept(checkout.rename(checkout.parent / "moved"), CXX="clang++")
+
+
+def test_a_build_that_fails_ends_in_one_line(checkout):
+    done = build(checkout, STATUS="1")
+    assert done.returncode != 0
+    assert done.stderr.endswith("fusedstep was not built; the lines above say why.\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_without_a_compiler_the_install_says_what_to_install(tmp_path):
@@ -144,11 +188,10 @@ def import_without(*missing):
     )
 
 
-def test_a_source_archive_has_all_that_a_build_reads(tmp_path):
-    listed = ["git", "ls-files", "CMakeLists.txt", "setup.py", "cmake", "csrc", "kernels", "python"]
-    said = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True)
-    names = said.stdout.split()
-    for name in (*names, "pyproject.toml", "README.md", "LICENSE"):
+def test_a_source_archive_has_all_but_what_is_gits(tmp_path):
+    said = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True)
+    names = [name for name in said.split() if name not in (".gitignore", ".ci/run")]
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     make = "from setuptools import build_meta; build_meta.build_sdist('.')"
