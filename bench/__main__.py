@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -36,6 +37,15 @@ DEFAULTS = {  # sets and algorithms, by command
     "self-check": (["tiny"], ["AdamW"]),
     "tables": ([], []),
 }
+OTHERS = {"algorithms", "backends", "device", "threads"}
+ROWS = {"peers", "rounds", "out", "gate", "plot", "record"}  # options of what writes rows
+TAKEN = {  # options, by command
+    None: OTHERS | ROWS | {"set", "dtype"},
+    "growth": OTHERS | ROWS | {"set", "dtype"},
+    "training": OTHERS | ROWS,  # its model is in float32
+    "self-check": OTHERS | {"set", "dtype"},
+    "tables": set(),
+}
 
 
 def words(values: list[str]) -> list[str]:
@@ -50,7 +60,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Lists take spaces and commas.",
     )
-    known = ["growth", "training", "self-check", "tables"]
+    known = [name for name in DEFAULTS if name]
     parser.add_argument("command", nargs="?", choices=known, help="default: measure")
     several = {"nargs": "+", "metavar": "NAME"}
     parser.add_argument("--set", **several, help=parameter_sets.HELP)
@@ -80,16 +90,23 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         raise ValueError(f"--rounds is {chosen.rounds}; a median and quartiles need at least 2")
     if not math.isfinite(chosen.gate):
         raise ValueError(f"--gate is {chosen.gate}; pass a share such as 0.8")
-    results.check_place(chosen.out)
-    if chosen.command == "training" and (chosen.set or chosen.dtype != ["f32"]):
-        raise ValueError("training has a model of its own, in float32; leave out --set and --dtype")
+    given = {name for name, value in vars(chosen).items() if value != parser.get_default(name)}
+    taken = TAKEN[chosen.command]
+    if unused := sorted(f"--{name}" for name in given - taken - {"command"}):
+        raise ValueError(f"{chosen.command} does not take {', '.join(unused)}; leave that out")
+    if "out" in taken:
+        results.check_place(chosen.out)
+    if chosen.record or chosen.command == "tables":
+        results.of_record()  # a damaged file is told before anything is measured
     return chosen
 
 
 def threads(values: list[str] | None) -> list[int]:
-    found = words(values) if values else [str(torch.get_num_threads())]
-    if not all(word.isdecimal() and int(word) > 0 for word in found):
-        raise ValueError(f"--threads is {' '.join(found)!r}; pass positive numbers such as 1,2")
+    if values is None:
+        return [torch.get_num_threads()]
+    found, cores = words(values), os.cpu_count() or 1
+    if not all(word.isdecimal() and 0 < int(word) <= cores for word in found):
+        raise ValueError(f"--threads is {' '.join(found)!r}; pass numbers from 1 to {cores}")
     return sorted({int(word) for word in found})
 
 
@@ -145,6 +162,7 @@ def run(measure: Callable[..., Iterator[Task]], tasks: list[Task], *how: Any) ->
             for i, task in enumerate(measure(done, tasks, *how)):
                 progress.update(bar, completed=i, description=task.label, refresh=True)
         except KeyboardInterrupt:
+            done.interrupted = True
             console.print("interrupted; what was measured before follows")
     return done
 
@@ -195,9 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rewritten: {', '.join(page.name for page in changed) or 'nothing had changed'}")
         return 0
     if chosen.command == "self-check":
-        passed, lines = self_check(tasks[0], clock)
-        print(*lines, sep="\n")
-        return 0 if passed else 1
+        ours = [task for task in tasks if task.contender.maker == contenders.OURS]
+        return 0 if all([self_check(task, clock) for task in ours]) else 1
     if absent and words(chosen.peers) != ["none"]:
         print(f"absent: {', '.join(absent)} (make build/peers, then PYTHONPATH=build/peers)")
     given = sys.argv[1:] if arguments is None else arguments
@@ -209,6 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     report(done, chosen, where, command)
     too_slow = list(slower(done.rows, chosen.gate))
     print(*too_slow, sep="\n", end="\n" if too_slow else "")
+    if done.interrupted:
+        return 130
     ours_failed = any(label.startswith(contenders.OURS) for label in done.failed)
     return 1 if ours_failed or too_slow or not done.rows else 0
 

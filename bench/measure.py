@@ -142,6 +142,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # label: why
     left_out: list[tuple[Task, float, float]] = field(default_factory=list)  # bytes: needed, free
+    interrupted: bool = False
 
 
 def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:

@@ -160,13 +160,16 @@ def test_peers_have_algorithms_of_ours():
         (["--backends", "cuda"], "backend 'cuda' cannot run on cpu: "),
         (["--dtype", "f8"], "there is no dtype 'f8'; there are f32, "),
         (["--peers", "apex"], "there is no peer 'apex'; there are all, none, torch, "),
-        (["--threads", "1,no"], "--threads is '1 no'; pass positive numbers"),
+        (["--threads", "1,no"], "--threads is '1 no'; pass numbers from 1 to"),
+        (["--threads", "100000"], "--threads is '100000'; pass numbers from 1 to"),
         (["--rounds", "1"], "--rounds is 1; a median and quartiles need at least 2"),
         (["--gate", "nan"], "--gate is nan; pass a share such as 0.8"),
         (["--algorithms", ","], "there is nothing to measure; name sets, "),
         (["--out", "rows.csv"], "--out is rows.csv; name a .json file in a folder"),
         (["--out", "/proc/none/rows.json"], "--out is /proc/none/rows.json; name a .json file"),
-        (["training", "--dtype", "bf16"], "training has a model of its own, in float32; leave out"),
+        (["training", "--dtype", "bf16"], "training does not take --dtype; leave that out"),
+        (["self-check", "--gate", "1", "--plot"], "self-check does not take --gate, --out, --plot"),
+        (["tables", "--set", "tiny"], "tables does not take --backends, --device, --out, --set;"),
     ],
 )
 def test_a_bad_option_is_one_line_that_says_what_there_is(tmp_path, capsys, arguments, told):
@@ -201,14 +204,18 @@ def test_a_run_that_is_interrupted_at_once_leaves_earlier_rows(tmp_path, capsys,
         yield
 
     monkeypatch.setattr(command, "measure", interrupted)
-    assert bench(tmp_path, *small)[0] == 1
+    assert bench(tmp_path, *small)[0] == 130
     assert "stays as it was" in capsys.readouterr().out and results.read(out) == before
 
 
-def test_a_damaged_file_of_results_is_told(tmp_path):
-    (tmp_path / "rows.json").write_text('{"rows": [')
-    with pytest.raises(ValueError, match="rows.json does not hold results of this program"):
-        results.read(tmp_path / "rows.json")
+def test_a_damaged_file_of_results_is_told_before_anything_is_measured(
+    tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "one.json").write_text('{"rows": [')
+    monkeypatch.setattr(results.of_record, "__defaults__", (tmp_path,))
+    for arguments in (["tables"], ["--record", "--out", str(tmp_path / "rows.json")]):
+        assert command.main(arguments) == 2
+        assert "one.json does not hold results of this program" in capsys.readouterr().err
 
 
 def test_one_that_fails_is_told_and_the_others_are_measured(tmp_path, capsys, monkeypatch):

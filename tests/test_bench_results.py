@@ -112,7 +112,8 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(measure, "_rows", interrupted)
     names = ["--algorithms", "adamw,lamb", "--peers", "none", "--rounds", "2"]
-    _, out = bench(tmp_path, "--set", "2x2000", *names)
+    status, out = bench(tmp_path, "--set", "2x2000", *names)
+    assert status == 130
     (found,) = results.read(out)["rows"]
     assert found["algorithm"] == "AdamW" and found["yardstick_share"] > 0
     assert "interrupted" in capsys.readouterr().err
@@ -268,14 +269,14 @@ def test_lines_neither_fall_nor_begin_below_zero():
 
 
 def test_it_sees_a_slow_down_and_none_where_none_is(capsys):
-    assert command.main(["self-check", "--set", "10x8", "--algorithms", "adamw"]) == 0
+    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 0
     assert capsys.readouterr().out.count(": seen\n") == 2
 
 
 def test_it_says_where_it_does_not_see(monkeypatch, capsys):
     monkeypatch.setattr(checking, "Slow", Side)
     monkeypatch.setattr(checking, "ROUNDS", 11)
-    assert command.main(["self-check", "--set", "10x8", "--algorithms", "adamw"]) == 1
+    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 1
     assert "x 2 put in: x" in capsys.readouterr().out
 
 
