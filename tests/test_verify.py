@@ -6,6 +6,7 @@ import sys
 import fusedstep
 import pytest
 from fusedstep import testing
+from fusedstep.__main__ import main
 from fusedstep.verify import verify
 
 
@@ -47,3 +48,13 @@ def test_one_wrong_bit_is_not(cpu_alone, capsys, monkeypatch):
 def test_nothing_compared_is_not_verified(monkeypatch):
     monkeypatch.setattr("fusedstep.verify.available_backends", lambda: {"cpu": "it is broken"})
     assert not verify(seconds=1.0)
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusedstep.verify.verify", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fusedstep", "verify"])
+    assert main() == 130
+    assert capsys.readouterr().err == "interrupted: NOT VERIFIED\n"

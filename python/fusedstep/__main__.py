@@ -17,7 +17,11 @@ def main() -> int:
     if parser.parse_args().command == "verify":
         from .verify import verify
 
-        return 0 if verify() else 1
+        try:
+            return 0 if verify() else 1
+        except KeyboardInterrupt:
+            print("interrupted: NOT VERIFIED", file=sys.stderr)
+            return 130
     print(f"fusedstep {__version__}, torch {torch.__version__}")
     for name, why in available_backends().items():
         print(f"  {name:<10} {'available' if why is None else f'absent: {why}'}")
