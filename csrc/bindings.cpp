@@ -4,7 +4,6 @@
 #include <cpuid.h>
 #endif
 
-#include <cstring>
 #include <stdexcept>
 #include <string>
 

@@ -151,7 +151,8 @@ class Gatherer {
 
   // Whether a tensor's elements are the negatives of what memory holds, which DLPack does not tell.
   // Those of the imaginary part of a conjugated tensor are. Its stride is 2, so that same_layout()
-  // has refused it already if it has more than one element: only single elements are asked.
+  // refuses it if it has more than one element (but not what as_strided() may make of it): only
+  // single elements are asked, as asking all would take longer than all else here.
   bool negated(PyObject* tensor, const dlpack::Tensor& described) const {
     if (elements(described) != 1) return false;
     const auto answer =

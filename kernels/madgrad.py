@@ -33,7 +33,7 @@ def dual(x0, sum, nu, eps):
 
 @triton.jit
 def update(s, g, p, state, variant: tl.constexpr):
-    decay, coupled_decay, momentum, one_minus_momentum, lamb, eps = s
+    decay, coupled_decay, momentum, one_minus_momentum, lam, eps = s
     without_momentum: tl.constexpr = variant & 1
     nu, sum = state[0], state[1]
     before = p
@@ -42,8 +42,8 @@ def update(s, g, p, state, variant: tl.constexpr):
     # momentum 0: x0 = p + s / (cbrt(nu) + eps)
     x0 = dual(p, -sum, nu, eps) if without_momentum else state[2]
     # nu += lam g^2,  s += lam g
-    nu = nu + lamb * (g * g)
-    sum = sum + lamb * g
+    nu = nu + lam * (g * g)
+    sum = sum + lam * g
     # z = x0 - s / (cbrt(nu) + eps)
     z = dual(x0, sum, nu, eps)
     # p = (1 - c) p + c z

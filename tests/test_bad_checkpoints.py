@@ -1,5 +1,7 @@
 """What a checkpoint brings is checked before use; one that is refused changes nothing."""
 
+import copy
+
 import fusedstep
 import pytest
 import torch
@@ -142,16 +144,19 @@ def test_sums_in_a_group_are_checked_before_the_kernel_writes_them(sums):
     assert_same(stored(optimizer, params), want)
 
 
-def test_a_rate_from_a_checkpoint_is_checked_before_the_step():
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("lr, told", [(-1.0, "lr is -1.0"), ("1e-3", "lr is '1e-3', a str")])
+def test_a_rate_from_a_checkpoint_is_checked_before_anything_is_loaded(lr, told, capturable):
     params = model()
-    optimizer = fusedstep.MAdam(params)
+    optimizer = fusedstep.MAdam(params, capturable=capturable)
+    saved = optimizer.state_dict()
     train(optimizer, params, 1)
-    want, saved = stored(optimizer, params), optimizer.state_dict()
-    saved["param_groups"][0]["lr"] = -1.0
-    optimizer.load_state_dict(saved)
-    with pytest.raises(ValueError, match="group 0: lr is -1.0"):
-        optimizer.step()
+    want, groups = stored(optimizer, params), copy.deepcopy(optimizer.param_groups)
+    saved["param_groups"] = [{**saved["param_groups"][0], "betas": 3, "lr": lr}]
+    with pytest.raises((ValueError, TypeError), match=f"group 0: {told}"):
+        optimizer.load_state_dict(saved)
     assert_same(stored(optimizer, params), want)
+    assert str(optimizer.param_groups) == str(groups)
 
 
 @pytest.mark.parametrize("name", ["step", "exp_avg_sq", "lr_ema"])

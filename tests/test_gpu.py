@@ -112,6 +112,24 @@ def test_a_step_on_a_side_stream_is_ordered(gpu_backend):
     assert not testing.differences(got, want)
 
 
+def test_tables_are_not_overwritten_while_another_stream_reads_them(gpu_backend):
+    found = []
+    for side in (torch.cuda.Stream(), None):
+        torch.manual_seed(0)
+        params, optimizer = warm(gpu_backend)
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(50_000_000)
+            fresh_gradients(params)
+            optimizer.step()
+        optimizer._forget()
+        sizes = [2**k for k in range(6, 18) for _ in range(9)]
+        others = [torch.full((size,), -1, device="cuda") for size in sizes]  # takes freed memory
+        torch.cuda.synchronize()
+        assert all((other == -1).all() for other in others)
+        found.append([p.detach().clone() for p in params])
+    assert all(map(torch.equal, *found))
+
+
 def test_a_step_needs_no_memory_to_speak_of(gpu_backend):
     params, optimizer = warm(gpu_backend)
     fresh_gradients(params)

@@ -110,7 +110,7 @@ def test_capturing_beside_a_stream_of_another_device_is_refused(monkeypatch):
     give_gradients(params)
     before = stored(optimizer, params)
     launch = SimpleNamespace(device="cuda:1", step_table=SimpleNamespace(can_capture=lambda: True))
-    plan = SimpleNamespace(launches=[launch], collect=lambda optimizer: (True, None))
+    plan = SimpleNamespace(launches=[launch], collect=lambda *_: (True, None))
     monkeypatch.setattr(optimizer, "_plan", plan)
     monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)

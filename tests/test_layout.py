@@ -93,6 +93,31 @@ def test_a_gradient_may_be_a_negated_view(values, backend, device):
         assert torch.equal(p, q)
 
 
+def test_numbers_and_states_may_not_be_negated_in_memory(backend, device):
+    """A scale is read as it is meant, and a state copied; a rate, which is followed, refused."""
+    (p, q) = (torch.nn.Parameter(torch.ones(3, device=device)) for _ in range(2))
+    optimizers = [fusedstep.AdamW([t], backend=backend) for t in (p, q)]
+    for t, optimizer in zip((p, q), optimizers, strict=True):
+        for scale in (1.0, 8.0):
+            t.grad = torch.tensor([1.0, 2.0, 3.0], device=device)
+            optimizer.grad_scale = torch.tensor([scale], device=device)
+            if t is p:
+                optimizer.grad_scale = imaginary_part([scale], device)
+            optimizer.step()
+            if t is p:
+                held = optimizer.state[p]
+                held["exp_avg"] = torch._neg_view(-held["exp_avg"])
+    assert torch.equal(p, q)
+    assert torch.equal(optimizers[0].state[p]["exp_avg"], optimizers[1].state[q]["exp_avg"])
+    bytes_ = torch.zeros(9, dtype=torch.uint8)
+    for lr in (
+        imaginary_part([0.1], device)[0],
+        torch.frombuffer(bytes_.numpy(), offset=1, count=1, dtype=torch.float32)[0],
+    ):
+        with pytest.raises(ValueError, match="lr is a Tensor on .*, without memory of its own"):
+            fusedstep.AdamW([p], lr=lr, backend=backend)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("offset", [0, 1, 2, 3, 4])
 def test_nothing_outside_a_view_is_written(offset, dtype, backend, device):

@@ -6,7 +6,7 @@ from itertools import count
 import fusedstep
 import pytest
 import torch
-from fusedstep import state_tensors
+from fusedstep import plan, state_tensors
 from fusedstep.backends import CpuBackend
 from fusedstep.launch import Launch
 
@@ -94,13 +94,59 @@ def test_another_backend_is_taken_up(monkeypatch):
     train(optimizer, params, 1)
 
 
-def test_another_dtype_of_states_is_taken_up():
-    (p,) = params = model((4,))
-    optimizer = fusedstep.LAMB(params)
+@every_class
+@pytest.mark.parametrize(
+    "name, values", [("state_dtype", (None, torch.bfloat16)), ("master_weights", (False, True))]
+)
+def test_options_that_are_attributes_may_change(cls, name, values):
+    """A step with another choice is that of an optimizer made with it."""
+    for before, after in (values, values[::-1]):
+        params, others = (model((400,), dtype=torch.bfloat16) for _ in range(2))
+        optimizer = cls(params, lr=0.3, **{name: before})
+        train(optimizer, params, 2)
+        other = cls(others, lr=0.3, **{name: after})
+        for p, q in zip(params, others, strict=True):
+            q.data.copy_(p.data)
+        other.load_state_dict(optimizer.state_dict())
+        setattr(optimizer, name, after)
+        train(optimizer, params, 2)
+        train(other, others, 2)
+        assert_same(stored(optimizer, params), stored(other, others))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("state_dtype", torch.float64), ("state_dtype", torch.int8), ("master_weights", "no"),
+     ("backend", "gpu"), ("capturable", 2)],
+)  # fmt: skip
+def test_what_is_no_choice_is_refused_at_once(name, value):
+    params = model()
+    optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)
-    optimizer.state_dtype = torch.bfloat16
+    before = stored(optimizer, params)
+    with pytest.raises(ValueError, match=f"AdamW: {name} is {value!r}; choose one of"):
+        setattr(optimizer, name, value)
+    assert_same(stored(optimizer, params), before)
     train(optimizer, params, 1)
-    assert optimizer.state[p]["exp_avg"].dtype is torch.bfloat16
+
+
+def test_a_step_on_another_stream_has_tables_of_its_own(monkeypatch):
+    """Those of the old plan go back to the old stream: another may still read them."""
+    current = "one"
+    monkeypatch.setattr(plan, "_streams", lambda devices: dict.fromkeys(devices, current))
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    first = optimizer._plan
+    train(optimizer, params, 1)
+    assert optimizer._plan is first
+    current = "other"
+    optimizer._in_graph = True  # whose captures keep it
+    train(optimizer, params, 1)
+    assert optimizer._plan is first
+    optimizer._in_graph = False
+    train(optimizer, params, 1)
+    assert optimizer._plan is not first
 
 
 @every_class

@@ -10,9 +10,6 @@ import torch
 
 from tests.training import assert_same, every_class, give_gradients, model, stored, train
 
-MADAM = fusedstep.MAdam
-
-
 # Gradients that are not there
 
 
@@ -59,7 +56,7 @@ def test_counts_match_torchs_adamw_per_parameter():
 def test_parameters_may_join_later():
     params = model()
     late = model((3, 3), seed=9)
-    optimizer = MADAM(params)
+    optimizer = fusedstep.MAdam(params)
     train(optimizer, params, 2)
     optimizer.add_param_group({"params": late, "lr": 0.1})
     train(optimizer, params + late, 2)
@@ -243,7 +240,7 @@ def test_options_from_a_configuration_are_as_if_written_out(cls):
 
 def test_a_scheduler_drives_the_rate():
     params, reference = model(), model()
-    a, b = MADAM(params, lr=0.1), MADAM(reference, lr=0.1)
+    a, b = fusedstep.MAdam(params, lr=0.1), fusedstep.MAdam(reference, lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(a, 10)
     for t in range(10):
         b.param_groups[0]["lr"] = a.param_groups[0]["lr"]
@@ -265,7 +262,7 @@ def test_lamadam_at_rate_zero_moves_nothing(form):
 
 def test_maximize_is_the_mirrored_gradient():
     up, down = model(), model()
-    a, b = MADAM(up, maximize=True), MADAM(down)
+    a, b = fusedstep.MAdam(up, maximize=True), fusedstep.MAdam(down)
     give_gradients(up)
     for p, q in zip(up, down, strict=True):
         q.grad = -p.grad

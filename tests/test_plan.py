@@ -194,7 +194,7 @@ def test_older_torch_is_read_tensor_by_tensor(shapes, monkeypatch):
     """Before 2.10 tensors do not describe themselves through DLPack's C interface."""
     case, mode = testing.CASES[0], testing.MODES[0]
     want = testing.run(case, mode, shapes, "cpu")
-    monkeypatch.setattr(plan, "gatherer", lambda *_: None)
+    monkeypatch.setattr(plan, "_gatherer", lambda *_: None)
     monkeypatch.setattr(watch, "native", lambda: None)
     assert not testing.differences(testing.run(case, mode, shapes, "cpu"), want)
 

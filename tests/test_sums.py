@@ -109,6 +109,9 @@ def test_the_norm_is_there_to_log(backend, device):
     assert (optimizer.last_grad_norm.dtype, optimizer.last_grad_norm.shape) == (torch.float64, ())
     assert optimizer.last_grad_norm.device.type == device
     torch.testing.assert_close(optimizer.last_grad_norm, norm, rtol=1e-14, atol=0)
+    optimizer.param_groups[0]["max_grad_norm"] = None
+    optimizer.step()
+    torch.testing.assert_close(optimizer.last_grad_norm, norm, rtol=1e-14, atol=0)
 
 
 def test_an_infinite_limit_measures_and_never_clips(backend, device):

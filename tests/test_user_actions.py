@@ -168,6 +168,12 @@ class Actions(RuleBasedStateMachine):
         self.options[name] = data.draw(OPTIONS[name])
         self.save_and_load("cpu")
 
+    @rule(data=st.data(), name=st.sampled_from(sorted(OPTIONS)))
+    def choose_other_dtypes(self, data, name):
+        self.options[name] = data.draw(OPTIONS[name])
+        for world in self.worlds:
+            setattr(world.optimizer, name, self.options[name])
+
     @rule(clone=st.sampled_from([copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]))
     def clone(self, clone):
         for world in self.worlds:

@@ -18,7 +18,7 @@ struct MADGRAD : RuleDefaults {
 
   using opmath = T;
   struct Scalars {
-    T decay, coupled_decay, momentum, one_minus_momentum, lamb, eps;
+    T decay, coupled_decay, momentum, one_minus_momentum, lam, eps;
   };
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double*) {
@@ -54,8 +54,8 @@ struct MADGRAD : RuleDefaults {
     else
       x0 = dual(p, -sum, nu, s.eps);
     // nu += lam g^2,  s += lam g
-    nu = nu + s.lamb * (g * g);
-    sum = sum + s.lamb * g;
+    nu = nu + s.lam * (g * g);
+    sum = sum + s.lam * g;
     // z = x0 - s / (cbrt(nu) + eps)
     const V z = dual(x0, sum, nu, s.eps);
     // p = (1 - c) p + c z

@@ -32,7 +32,7 @@ def hyper_in(
                 f"{where}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; kernels "
                 f"read 0-d float32 or float64 tensors. Pass a float or such a tensor."
             )
-        if shards.is_dtensor(value) or memory.is_missing(value):
+        if shards.is_dtensor(value) or memory.is_missing(value) or not memory.is_plain(value):
             raise ValueError(
                 f"{where}: {name} is a {type(value).__name__} on {value.device}, without memory of "
                 f"its own, which kernels cannot read. Pass a float or a plain 0-d tensor."
@@ -265,7 +265,7 @@ def cut_alike(what: str, segments: list[int], axes: list[tuple]) -> None:
             )
 
 
-def in_place(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
+def on_mesh(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
     """Require that this process is on the meshes of all parameters."""
     for where, p in entries:
         if not shards.has_place(p):

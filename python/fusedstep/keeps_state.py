@@ -17,6 +17,11 @@ class KeepsState(torch.optim.Optimizer):
     """torch's Optimizer, but for loaded states: they keep their dtype. What it reads of a subclass
     is :class:`~fusedstep.optimizer.FusedOptimizer`'s."""
 
+    _captured: list[tuple]  # what CUDA graphs read in their replays
+    _in_graph = False  # whether one has the plan of now
+    _norm_sq: torch.Tensor | None = None
+    _loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
+
     def has_master(self, p: torch.Tensor) -> bool:
         return self.master_weights and p.dtype.itemsize == 2
 
@@ -47,9 +52,13 @@ class KeepsState(torch.optim.Optimizer):
         States written by ``torch.optim`` classes of the same algorithm load too. Group entries that
         are not there get their defaults; masters and ``max_exp_avg_sq`` begin anew.
 
+        Args:
+            state_dict: what ``state_dict()`` returned, of an optimizer with as many parameters in
+                as many groups. It stays as it is.
+
         Raises:
-            ValueError: a state lacks a part or does not fit its parameter, or a count is none.
-                Nothing has changed.
+            ValueError, TypeError: a state lacks a part or does not fit its parameter, a count is
+                none, or a hyper-parameter is out of range. Nothing has changed.
         """
 
         def keep_from_torch(_, loaded):
@@ -68,19 +77,23 @@ class KeepsState(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        loading = getattr(self, "_loading", None)
-        if loading is not None:
+        loading = self._loading
+        if loading is None:  # a new object, which has nothing to lose
+            vars(self).update(state)
+            self._captured = []
+        else:
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
-        super().__setstate__(state)
-        self._captured = getattr(self, "_captured", [])
-        self._in_graph = getattr(self, "_in_graph", False)
-        self._forget()
-        for group in self.param_groups:
+        for i, group in enumerate(state["param_groups"]):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             make_plain(group, self.defaults)
+            if loading is not None:
+                self.check_group(self.where(i), group)
             if self.capturable:
                 graphs.make_live(group)
+        super().__setstate__(state)
+        self._norm_sq = None
+        self._forget()
 
     def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
         """Loaded states for this optimizer's parameters, by parameter."""

@@ -35,10 +35,6 @@ class Kind(NamedTuple):
     exp_avg_dtype: torch.dtype
     master: bool
 
-    @property
-    def opmath(self) -> torch.dtype:
-        return opmath_of(self.param_dtype)
-
 
 class Pass(NamedTuple):
     """A kernel to run over the tables of a launch."""
@@ -135,7 +131,7 @@ class Launch:
         self._with_tensors: list[int] = []  # rows that have any
 
     device = property(lambda self: self.kind.device)
-    opmath = property(lambda self: self.kind.opmath)
+    opmath = property(lambda self: opmath_of(self.param_dtype))
     float64 = property(lambda self: self.opmath is torch.float64)
     param_dtype = property(lambda self: self.kind.param_dtype)
     grad_dtype = property(lambda self: self.kind.grad_dtype)

@@ -167,7 +167,7 @@ def _check_sums(
         checks.cut_alike(name, segments, axes)
     if optimizer.clips():
         checks.one_device("max_grad_norm", [(0, each.param) for each in planned])
-        checks.in_place("max_grad_norm", [(each.where, each.param) for each in planned])
+        checks.on_mesh("max_grad_norm", [(each.where, each.param) for each in planned])
 
 
 def _entry(

@@ -24,9 +24,15 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
+def is_plain(t: torch.Tensor) -> bool:
+    """Whether memory holds a tensor's elements as they are, at an address that suits its dtype."""
+    return not t.is_neg() and t.data_ptr() % t.element_size() == 0
+
+
 def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether memory holds the elements in the same order; strides of size-1 dims don't count."""
-    return all(
+    """Whether memory holds the elements in the same order and sign; strides of size-1 dims don't
+    count."""
+    return a.is_neg() == b.is_neg() and all(
         size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
     )
 

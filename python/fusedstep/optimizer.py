@@ -14,7 +14,7 @@ from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
-from .options import Hyper, make_plain
+from .options import Chosen, Hyper, make_plain
 from .plan import Plan
 from .watch import Watch, contents
 
@@ -27,8 +27,8 @@ class FusedOptimizer(KeepsState):
 
     Args:
         params: parameters or parameter groups. float32, float64, bfloat16 or float16, dense. Of a
-            ``DTensor``, each process steps the part that it holds. Of ``named_parameters()``,
-            errors tell the names.
+            ``DTensor``, each process steps the part that it holds. Given ``named_parameters()``,
+            errors use the names.
         defaults: the subclass's hyper-parameters.
         maximize: ascend instead of descend.
         max_grad_norm: clip gradients, within the step and without writing them, by one norm over
@@ -57,6 +57,11 @@ class FusedOptimizer(KeepsState):
     survey: ClassVar[int | None] = None  # bits of the pass that brings the sums a step starts from
     surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
 
+    backend: Any = Chosen(("auto",), BACKENDS)
+    master_weights: Any = Chosen((False, True))
+    state_dtype: Any = Chosen((None, torch.bfloat16))
+    capturable: Any = Chosen((False, True))
+
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -72,21 +77,15 @@ class FusedOptimizer(KeepsState):
         state_dtype: torch.dtype | None = None,
         capturable: bool = False,
     ):
-        checks.one_of(type(self).__name__, "state_dtype", state_dtype, (None, torch.bfloat16))
-        checks.one_of(type(self).__name__, "backend", backend, ("auto", *BACKENDS))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self.capturable = capturable
-        self._captured: list[tuple] = []  # what CUDA graphs read in their replays
-        self._in_graph = False  # whether one has the plan of now
-        self._loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
-        self._forget()
+        self._captured = []
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
         super().__init__(params, {**defaults, **common})
 
     def _forget(self) -> None:
         """What was found out about groups and states: they are others from now on."""
         self._plan: Plan | None = None
-        self._norm_sq: torch.Tensor | None = None
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
         self._rows: list[tuple] = []  # those hyper-parameters
         self._kernels: list[tuple] = []  # what of them calls for another kernel
@@ -171,7 +170,7 @@ class FusedOptimizer(KeepsState):
                 loss = closure()
         rows = self._checked_rows()
         plan = self._plan
-        now = None if plan is None else plan.collect(self)
+        now = None if plan is None else plan.collect(self, capturing or self._in_graph)
         if capturing:
             graphs.check_plan(self, plan if now else None)
         if plan is None or now is None:
@@ -219,7 +218,8 @@ class FusedOptimizer(KeepsState):
                 launch.grads = []  # or they would outlive zero_grad
         for touched in plan.touched.values():
             touched.put_back()
-        self._norm_sq = plan.grad_norm_sq()
+        if self.clips():
+            self._norm_sq = plan.grad_norm_sq()
         plan.write_counts.count_step()
 
     def _hyper_values(self, group: dict[str, Any]) -> tuple:
@@ -297,4 +297,4 @@ def _or_inf(max_grad_norm: Hyper | None) -> Hyper:
 
 
 def _amp_tensor(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device, torch.float32)
+    return None if tensor is None else tensor.to(device, torch.float32).resolve_neg()

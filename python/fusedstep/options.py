@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Literal, TypedDict
 
 import torch
+
+from . import checks
 
 Hyper = float | torch.Tensor  # a number, or a 0-d float32 or float64 tensor that holds it
 
@@ -25,6 +28,27 @@ class Options(OptionsButClipping, total=False):
     """The same with clipping, for which some classes have a default of their own."""
 
     max_grad_norm: Hyper | None
+
+
+class Chosen:
+    """An optimizer's option that is an attribute and may be assigned between steps: it is checked,
+    and what was found out with another choice is forgotten. (Read, it is among the instance's
+    attributes.)
+
+    Args:
+        choices: collections of what it may be; who extends one later adds choices.
+    """
+
+    def __init__(self, *choices: Iterable[Any]):
+        self.choices = choices
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
+        vars(optimizer)[self.name] = value
+        optimizer._forget()
 
 
 def make_plain(group: dict[str, Any], names: Iterable[str]) -> None:

@@ -1,10 +1,10 @@
 """The plan of a step: which tensors, in which launches, with which tables.
 
 A plan is built once and kept until a parameter moves or changes its layout, a gradient appears
-where there was none, a state or a sum that a group keeps is replaced, another backend or dtype of
-states chosen, a parameter that was left out changes, or the optimizer drops it (a group added, a
-state loaded, another variant or clipping chosen). In a step only gradient addresses and
-hyper-parameters are brought up to date.
+where there was none, a state or a sum that a group keeps is replaced, a parameter that was left out
+changes, a step comes on another stream of a GPU, or the optimizer drops it (a group added, a state
+loaded, another backend, dtype of states, variant or clipping chosen). In a step only gradient
+addresses and hyper-parameters are brought up to date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import memory, shards
 from .backends import Backend
 from .launch import DTYPE_CODES, Launch, Pass
 from .sparse import Touched
-from .watch import Watch, gatherer
+from .watch import Watch, native
 from .write_counts import WriteCounts
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Plan:
     ):
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
-        self._chosen = _chosen(optimizer)
+        self._streams = _streams(backends)
         self._surveyed: tuple | None = None  # what the sums depended on in the last step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         for i in displaced:
@@ -89,7 +89,7 @@ class Plan:
             for launch in launches:
                 for i, place in launch.gradient_places():
                     places[i] = place
-            self._gatherer = gatherer(self._params, codes, places, fixed)
+            self._gatherer = _gatherer(self._params, codes, places, fixed)
             for launch in launches:
                 launch.let_go()
 
@@ -119,13 +119,17 @@ class Plan:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
         return self.launches[0].norm_sq if self.launches else None
 
-    def collect(self, optimizer: FusedOptimizer) -> tuple[bool, list] | None:
+    def collect(
+        self, optimizer: FusedOptimizer, captured: bool = False
+    ) -> tuple[bool, list] | None:
         """Enter this step's gradients into the launches' tables; return whether there is any, and
         the gradients, to be kept while the tables have their addresses; or None where the plan no
         longer fits."""
         if (
             self._lost  # asked first: who died must not be looked for
-            or self._chosen != _chosen(optimizer)
+            # Tables return to the stream that they were made on, while another may still read them,
+            # unless a graph that captured them keeps them.
+            or (not captured and self._streams != _streams(self._streams))
             or not self._lists.holds(_lists(optimizer))
             or not self._state.holds(optimizer.state)
             or not self._sums.holds(optimizer.kept_sums())
@@ -179,9 +183,23 @@ class Plan:
                 return False
             if (g.dtype, g.shape, g.device) != (self._dtypes[i], p.shape, p.device):
                 return False
-            if g.is_neg() or not memory.same_layout(p, g):
+            if not memory.same_layout(p, g):
                 grads[i] = torch.empty_like(p, dtype=g.dtype).copy_(g)
         return True
+
+
+def _gatherer(
+    params: list[torch.Tensor], dtypes: list[int], places: list[int], fixed: list[torch.Tensor]
+):
+    """What reads and checks gradients without Python's attribute calls (csrc/gather.h); None before
+    torch 2.10, and where a parameter is no tensor or makes its gradient itself."""
+    if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        return None
+    try:
+        dtensor = shards.dtensor_type()
+        return native().Gatherer(torch.Tensor, dtensor, params, dtypes, places, fixed)
+    except (ImportError, RuntimeError, BufferError):  # of tensors that do not describe themselves
+        return None
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -189,8 +207,11 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, Real) and isinstance(b, Real) and a == b)
 
 
-def _chosen(optimizer: FusedOptimizer) -> tuple:
-    return optimizer.backend, optimizer.master_weights, optimizer.state_dtype
+def _streams(devices: Iterable[torch.device]) -> dict[torch.device, torch.Stream]:
+    """The current stream of every GPU among some devices."""
+    return {
+        device: torch.cuda.current_stream(device) for device in devices if device.type == "cuda"
+    }
 
 
 def _look(p: torch.Tensor) -> tuple | None:

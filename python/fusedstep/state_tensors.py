@@ -133,14 +133,14 @@ def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:
         like = value.ndim == 0
     else:
         like = value.shape == p.shape and value.stride() == p.stride()
-    return like and not memory.is_missing(value)
+    return like and not value.is_neg() and not memory.is_missing(value)
 
 
 def _fitted(value: Any, p: torch.Tensor, slot: Slot, copy: bool = False) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):  # a number
         value = torch.tensor(float(value), dtype=torch.float64, device=p.device)
     if slot.scalar:
-        return value.reshape(()).to(p.device, slot.dtype, copy=copy)
+        return value.reshape(()).to(p.device, slot.dtype, copy=copy).resolve_neg()
     value = shards.distributed_like(value, p)
     like = (value.dtype, value.device) == (slot.dtype, p.device)
     like = like and memory.same_layout(shards.local(p), shards.local(value))

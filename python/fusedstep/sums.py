@@ -144,8 +144,7 @@ class Norm(Sums):
         segments = [s for s, stretch in enumerate(stretches) for _ in stretch]
         super().__init__(1, numels, segments, planned, device, axes=axes)
         alone = len(stretches) == 1
-        own = torch.zeros(1, dtype=torch.float64, device=device)
-        self.total = self.totals[0] if alone else own
+        self.total = self.totals[0] if alone else torch.zeros_like(self.totals[0])
 
     def join(self) -> None:
         super().join()

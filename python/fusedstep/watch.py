@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from .shards import dtensor_type
 
 
 @cache
@@ -88,17 +85,3 @@ class Watch:
         """Whether a tree holds them and no others, in the same order."""
         now = contents(tree, self._without)
         return len(now) == len(self._found) and all(map(operator.is_, now, self._found))
-
-
-def gatherer(
-    params: list[torch.Tensor], dtypes: list[int], places: list[int], fixed: list[torch.Tensor]
-):
-    """What reads and checks gradients without Python's attribute calls (csrc/gather.h); None before
-    torch 2.10, and where a parameter is no tensor or makes its gradient itself."""
-    if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-        return None
-    try:
-        dtensor = dtensor_type()
-        return native().Gatherer(torch.Tensor, dtensor, params, dtypes, places, fixed)
-    except (ImportError, RuntimeError, BufferError):  # of tensors that do not describe themselves
-        return None

@@ -19,7 +19,7 @@ def scalars(hyper, t, carried, opmath):
         coupled_decay=opmath(select(decoupled != 0.0, 0.0, weight_decay)),
         momentum=opmath(momentum),
         one_minus_momentum=opmath(1.0 - momentum),
-        lamb=opmath(lr * sqrt(np.float64(t))),
+        lam=opmath(lr * sqrt(np.float64(t))),
         eps=opmath(eps),
     )
 
@@ -39,8 +39,8 @@ def update(s, g, p, state, variant):
     # momentum 0: x0 = p + s / (cbrt(nu) + eps)
     x0 = state[2] if momentum else dual(p, -sum, nu, s.eps)
     # nu += lam g^2,  s += lam g
-    nu = nu + s.lamb * (g * g)
-    sum = sum + s.lamb * g
+    nu = nu + s.lam * (g * g)
+    sum = sum + s.lam * g
     state[:2] = nu, sum
     # z = x0 - s / (cbrt(nu) + eps)
     z = dual(x0, sum, nu, s.eps)
