@@ -11,7 +11,7 @@ $(VENV)/built test bench audit ctest sanitize: export PATH := $(CURDIR)/$(BIN):$
 
 help:
 	@echo "make pretrain   pretrain a small BERT on real text; options: ARGS=\"--optimizer lamadam\""
-	@echo "make test       all tests; options: ARGS=\"-k madam\""
+	@echo "make test       the tests; options: ARGS=\"-k madam\""
 	@echo "make bench      all measurements of this machine, with peers; options: ARGS=--record"
 	@echo "make bench-quick  every algorithm on small sets, in a minute or two"
 	@echo "make papers     the papers' own experiments: docs/papers.md; options: ARGS=\"--only 1 4\""

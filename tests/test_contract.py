@@ -69,6 +69,12 @@ def test_every_stem_is_in_every_layer(rule):
     assert not missing
 
 
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_every_class_is_compared_with_its_paper(cls):
+    tests = [path.read_text() for path in (ROOT / "tests").glob("test_paper*.py")]
+    assert any(re.search(rf"""(fusedstep\.|"){cls.__name__}\b""", text) for text in tests)
+
+
 def test_every_rule_in_a_layer_has_a_class():
     stems = {path.stem for path in (ROOT / "csrc/rules").iterdir()}
     stems |= {path.stem for path in (ROOT / "kernels").glob("*.cu")}

@@ -121,7 +121,8 @@ def test_a_page_names_every_state_and_argument(cls):
     names = {"step", *cls.carried, *optimizer.defaults}
     names |= optimizer.states({**group, "amsgrad": True}).keys()
     text = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
-    assert not {name for name in names if not re.search(rf"`{name}(=[^`]*)?`", text)}
+    unnamed = {name for name in names if not re.search(rf"`{name}(=[^`]*)?`", text)}
+    assert not unnamed, "the page does not have these between backticks"
 
 
 DEFAULT = re.compile(r"^\|[^|]*\| `(?P<name>\w+)`[^|]*\| (?P<said>[^|]*) \|$", re.M)
@@ -196,7 +197,7 @@ EXAMPLE = """
 import fusedstep, torch
 from fusedstep import testing
 from fusedstep.backends import BACKENDS, CudaBackend, available_backends
-from tests import test_paper
+from tests import test_docs, test_paper
 
 class Emulated(CudaBackend):
     name = "cuda-emulated"
@@ -217,6 +218,13 @@ for mode in testing.MODES:
         assert not lines, (backend, mode.id, lines)
         print(backend)
 test_paper.test_{stem}()
+for check in (
+    test_docs.test_every_class_has_a_page_and_a_row,
+    test_docs.test_a_page_names_every_state_and_argument,
+    test_docs.test_a_page_names_every_default,
+    test_docs.test_readme_page_and_docstring_tell_the_bytes,
+):
+    check(case.cls)
 """
 
 
@@ -231,9 +239,10 @@ def build_example(root: Path) -> None:
     if importlib.util.find_spec("pybind11") is None:
         pytest.skip("pybind11 is not there to build the worked example")
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build")
-    for folder in ("csrc", "cmake", "kernels", "python", "tests"):
+    for folder in ("csrc", "cmake", "kernels", "python", "tests", "docs"):
         shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
-    shutil.copy(ROOT / "CMakeLists.txt", root)
+    for name in ("CMakeLists.txt", "README.md"):
+        shutil.copy(ROOT / name, root)
     for built_elsewhere in {cls.rule for cls in CLASSES}:
         (root / f"csrc/cpu/{built_elsewhere}.cpp").unlink()
         (root / f"kernels/{built_elsewhere}.cu").unlink()

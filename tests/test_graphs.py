@@ -195,3 +195,18 @@ def test_a_replay_brings_its_own_table_and_later_steps_theirs(table):
         table.device.copy_(captured)  # what a replay does
         assert table.device.tolist() == [2, 2, 2]
     assert table.can_capture()
+
+
+@every_class
+def test_options_that_are_tensors_reach_kernels_themselves(cls):
+    """What was computed from one would not follow it."""
+    optimizer = cls([torch.nn.Parameter(torch.ones(1))])
+    (group,) = optimizer.param_groups
+    for name in optimizer.defaults.keys() - {"max_grad_norm"}:
+        tensor = torch.tensor(0.5, dtype=torch.float64)
+        for value in (tensor, (torch.tensor(0.25), tensor)):
+            try:
+                optimizer.check_group("here", {**group, name: value})
+            except (ValueError, TypeError):
+                continue
+            assert any(v is tensor for v in optimizer._hyper_values({**group, name: value})), name

@@ -26,7 +26,7 @@ TITLE = "Large-batch pretraining of a small BERT"
 PAPER = "MaxVA, section 5.4; LaProp, section 5.4 and appendix C.5; MADGRAD, section 7.5"
 CLAIM = """\
 MaxVA: at a large batch MAdam and LaMAdam pretrain BERT to a loss that is no higher than Adam's,
-and stand rates about four times as large. LaProp: it needs no warm-up where Adam does; the
+and tolerate rates about four times as large. LaProp: it needs no warm-up where Adam does; the
 paper's appendix C.5 takes part of this back. MADGRAD: its loss is comparable to Adam's or
 lower."""
 SETTING = """\
@@ -46,27 +46,29 @@ upwards from the best. Losses are held-out ones after the last step, mean and ra
 seeds."""
 WHY = """\
 Too large a rate does not blow up here: the model ends at the unigram line and ignores the
-context. With warm-up MAdam stands four times Adam's largest rate, as the paper has it, but by one
-seed: the other of Adam's two still learns at twice its largest. Without warm-up MAdam stands no
-more than Adam. Nor does it turn the larger rate into a lower loss: from 2^-8 to 2^-6 its curve is
-nearly flat, and above Adam's least. Its second moment is larger and its steps shorter (11), so
-part of the fourfold is a change of scale. LaMAdam stands twice Adam's rate in both and also ends
-above it. LaProp, well below Adam with warm-up and a little below without, gains by a warm-up,
-while Adam's best is the same either way: the opposite of the claim. In the authors' own logs of
-RoBERTa with beta2 = 0.999 Adam trains without warm-up too, to a loss about 0.1 above LaProp's.
-That LaProp stands 2^-6 with warm-up is by 0.02 of one seed. MADGRAD is lowest in both, at the
-largest rate that it stands. AdaMomentum lives at smaller rates: it divides by the momentum's
-second moment, and its first steps are ten times lr. LAMB is better without warm-up, and stands
-twice the rate there. All this is of two seeds, two layers and 300 steps; the papers' models,
-batches and runs are many times larger, and a warm-up may do more for them."""
+context. With warm-up MAdam tolerates four times Adam's largest rate, as the paper has it, but by
+one seed: the other of Adam's two still learns at twice its largest. Without warm-up MAdam
+tolerates no more than Adam. Nor does it turn the larger rate into a lower loss: from 2^-8 to 2^-6
+its curve is nearly flat, and above Adam's least. Its second moment is larger and its steps
+shorter (11), so part of the fourfold is a change of scale. LaMAdam tolerates twice Adam's rate in
+both and also ends above it. LaProp, well below Adam with warm-up and a little below without,
+gains by a warm-up, while Adam's best is the same either way: the opposite of the claim. In the
+authors' own logs of RoBERTa with beta2 = 0.999 Adam trains without warm-up too, to a loss about
+0.1 above LaProp's. That LaProp tolerates 2^-6 with warm-up is by 0.02 of one seed. MADGRAD is
+lowest in both, at the largest rate that it tolerates. AdaMomentum lives at smaller rates: it
+divides by the momentum's second moment, and its first steps are ten times lr. LAMB is better
+without warm-up, and tolerates twice the rate there. All this is of two seeds, two layers and 300
+steps; the papers' models, batches and runs are many times larger, and a warm-up may do more for
+them."""
 LARGER = """\
-As above, on a GPU, but for: 4 layers of width 256, batches of 512 blocks, 200 steps, one seed, and
-a fourth of the rates. Products of matrices are of float32 rounded to TF32; the optimizers' backend
-is the GPU's. These runs say the same again: MADGRAD is lowest, at the largest rate that it stands,
-LaProp next; MAdam and LaMAdam end above Adam. With warm-up they and LaProp stand twice Adam's
-largest rate, not four times; without, MAdam alone does. A warm-up lowers the best loss of all but
-LAMB and AvaGrad, LaProp's by more than Adam's, which is the opposite of the claim. The outermost
-rates without warm-up are not run; below the best of AdaMomentum, LaMAdam and LaProp one is left."""
+As above, on a GPU, but for: 4 layers of width 256, batches of 512 blocks, 200 steps, one seed,
+and a fourth of the rates. Products of matrices are of float32 rounded to TF32; the optimizers'
+backend is the GPU's. These runs say the same again: MADGRAD is lowest, at the largest rate that
+it tolerates, LaProp next; MAdam and LaMAdam end above Adam. With warm-up they and LaProp tolerate
+twice Adam's largest rate, not four times; without, MAdam alone does. A warm-up lowers the best
+loss of all but LAMB and AvaGrad, LaProp's by more than Adam's, which is the opposite of the
+claim. The outermost rates without warm-up are not run; below the best of AdaMomentum, LaMAdam and
+LaProp one is left."""
 SEEDS = 2
 SIZE = (10, 4.2)
 RATES = {  # by their base-2 logarithms
@@ -188,7 +190,7 @@ def largest(at: dict[int, Row]) -> int | None:
 
 
 def times(one: dict[int, Row], other: dict[int, Row]) -> float:
-    """How many times as large a rate one stands as the other; 0 if it stands none."""
+    """How many times as large a rate one tolerates as the other; 0 if it tolerates none."""
     ours, theirs = largest(one), largest(other)
     return 0.0 if ours is None or theirs is None else 2.0 ** (ours - theirs)
 
@@ -205,7 +207,7 @@ def claims(rows: list[Row]) -> list[Claim]:
             Claim(
                 f"with warm-up, {name}'s best is no higher than Adam's", warm[name] <= warm["Adam"]
             ),
-            Claim(f"with warm-up, {name} stands at least twice Adam's largest rate", more >= 2),
+            Claim(f"with warm-up, {name} tolerates at least twice Adam's largest rate", more >= 2),
             Claim("and four times", more >= 4),
         ]
     laprop, adam, madgrad = ((warm[name], cold[name]) for name in ("LaProp", "Adam", "MADGRAD"))

@@ -30,7 +30,7 @@ moment is larger. MADGRAD: float64, gradients of a noisy quadratic."""
 WHY = """\
 The statements on beta and w are consequences of equation 7, and the kernels keep them on every
 element that was looked at. A second moment that is chosen for the largest variance is a larger
-one, so MAdam's steps are shorter at an equal rate: it is no accident that it stands larger
+one, so MAdam's steps are shorter at an equal rate: it is no accident that it tolerates larger
 rates."""
 SEEDS = 3
 SIZE = (10, 3.2)

@@ -66,7 +66,7 @@ inline namespace FUSEDSTEP_LEVEL {
 template <class T>
 constexpr DType kOpmath = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
 
-// State 0 is exp_avg, the one that may be narrower than opmath.
+// State 0 may be narrower than opmath where it is exp_avg.
 template <class T>
 FUSEDSTEP_HD DType state_dtype(const Launch& launch, int k) {
   return k == 0 ? launch.exp_avg_dtype : kOpmath<T>;

@@ -8,7 +8,7 @@
 namespace fusedstep {
 
 struct CpuKernel : KernelFacts {
-  const char* level;  // instruction set, "generic" or "x86_64_v3"
+  const char* level;  // instruction set, "generic", "x86_64_v3" or "x86_64_v4"
   void (*apply)(const Launch&, int threads);
   CpuKernel* next;
 };

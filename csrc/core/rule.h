@@ -3,7 +3,7 @@
 //   template <class T, unsigned kVariant> struct Rule : RuleDefaults   T: opmath, float or double
 //     kName                      stem
 //     kHypers, kStates           columns of a row of hyper-parameters, of memory per element
-//                                (exp_avg first)
+//                                (first the one that may be narrower, exp_avg)
 //     scalars(hyper, t, carried) float64 in, opmath out (N6); moves carried one step on
 //     update<V>(scalars, g, p, state)  in registers; V: one element, opmath, or a pack of them
 //

@@ -97,7 +97,7 @@ def add_optimizer_and_schedule(add: Callable[..., Any]) -> None:
     add("--steps", type=whole(1, 10**9), default=1500, metavar="N", help=steps)
     warmup = "share of the steps in which the rate rises; then it falls to 0 [%(default)s]"
     add("--warmup", type=real(0, 1), default=0.1, metavar="SHARE", help=warmup)
-    seed = "of weights, order and dropout [%(default)s]"
+    seed = "of weights and of the order of batches [%(default)s]"
     add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help=seed)
 
 

@@ -29,7 +29,8 @@ class AvaGrad(FusedOptimizer):
     The mean of the next step is summed while v is in registers: one pass over memory.
 
     Args:
-        params: parameters or parameter groups, all on one device, all of one ``form``.
+        params: parameters or parameter groups, all of one ``form`` and on one device (in the
+            released form, each group on one).
         lr: learning rate.
         betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1).
         eps: added to the root of the second moment; > 0 in the parameter's arithmetic. A change of

@@ -41,11 +41,11 @@ class FusedOptimizer(KeepsState):
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16; None: like the arithmetic
             (float32, or float64 for float64 parameters).
         capturable: turn the numbers among the options named below into 0-d float64 tensors on the
-            parameters' device, so that replays of a CUDA graph follow them. Changes no result, and
-            a step can be captured without it where they are such tensors already.
+            parameters' device, so that replays of a CUDA graph follow them. Changes no result; not
+            needed for capture where they are such tensors already.
 
-    ``lr``, ``weight_decay``, ``eps``, ``max_grad_norm``, betas and a ``momentum`` above 0 may be
-    floats or 0-d float32 or float64 tensors. Tensors' values are not checked, which would wait.
+    Numbers may be floats or 0-d float32 or float64 tensors; those of tensors are not checked, which
+    would wait. ``backend``, ``master_weights`` and ``state_dtype`` may be assigned between steps.
     """
 
     rule: ClassVar[str]  # stem of the algorithm in every layer
@@ -93,7 +93,7 @@ class FusedOptimizer(KeepsState):
     # What a subclass provides
 
     def states(self, group: dict[str, Any]) -> dict[str, float]:
-        """State names in column order and what they are filled with; ``exp_avg`` first."""
+        """State names in column order and what they are filled with; any ``exp_avg`` first."""
         raise NotImplementedError
 
     def other_hypers(self, group: dict[str, Any]) -> dict[str, Any]:
