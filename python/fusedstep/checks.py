@@ -54,6 +54,7 @@ def hyper_in(
 
 
 def one_of(where: str, name: str, value, choices: tuple) -> None:
+    """Require one of some choices."""
     if value not in choices:
         raise ValueError(
             f"{where}: {name} is {value!r}; choose one of {', '.join(map(repr, choices))}."
@@ -70,6 +71,7 @@ def flags(where: str, group: dict, *names: str) -> None:
 
 
 def pair(where: str, name: str, value) -> tuple:
+    """Require a tuple or list of two."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(
             f"{where}: {name} is {value!r}, a {type(value).__name__}. Pass a tuple or list of two, "
