@@ -40,12 +40,12 @@ class FusedOptimizer(KeepsState):
         master_weights: keep a float32 copy of 16-bit parameters in the state and update that.
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16; None: like the arithmetic
             (float32, or float64 for float64 parameters).
-        capturable: turn the numbers among the options named below into 0-d float64 tensors on the
-            parameters' device, so that replays of a CUDA graph follow them. Changes no result; not
-            needed for capture where they are such tensors already.
+        capturable: make 0-d float64 tensors on the parameters' device of ``lr``, ``weight_decay``,
+            ``eps``, ``max_grad_norm``, betas and a ``momentum`` above 0, so that replays of a CUDA
+            graph follow them. Changes no result; not needed where they are such tensors already.
 
-    Numbers may be floats or 0-d float32 or float64 tensors; those of tensors are not checked, which
-    would wait. ``backend``, ``master_weights`` and ``state_dtype`` may be assigned between steps.
+    Numbers may be floats or 0-d float32 or float64 tensors, whose values are not checked: it would
+    wait. ``backend``, ``master_weights`` and ``state_dtype`` may be assigned between steps.
     """
 
     rule: ClassVar[str]  # stem of the algorithm in every layer
@@ -218,8 +218,8 @@ class FusedOptimizer(KeepsState):
                 launch.grads = []  # or they would outlive zero_grad
         for touched in plan.touched.values():
             touched.put_back()
-        if self.clips():
-            self._norm_sq = plan.grad_norm_sq()
+        if (norm_sq := plan.grad_norm_sq()) is not None:
+            self._norm_sq = norm_sq
         plan.write_counts.count_step()
 
     def _hyper_values(self, group: dict[str, Any]) -> tuple:
