@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc kernels cmake -type f -not -name '*.py' -not -name '*.pyc') \
+# Of csrc the folders, too, whose times tell that a file is gone.
+SOURCES := $(shell find csrc cmake; find kernels -type f -not -name '*.py' -not -name '*.pyc') \
            CMakeLists.txt setup.py pyproject.toml
 
 $(VENV)/built test bench audit ctest sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
