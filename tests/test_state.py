@@ -166,6 +166,8 @@ def test_the_decay_of_another_algorithm_is_refused(cls, other):
     """torch's classes write into a checkpoint whether their decay is decoupled."""
     params = model()
     theirs = getattr(torch.optim, other)(params, weight_decay=0.1)
+    if "decoupled_weight_decay" not in theirs.defaults:
+        pytest.skip("this torch does not write it")
     train(theirs, params, 1)
     optimizer = getattr(fusedstep, cls)(params)
     train(optimizer, params, 1)
