@@ -35,7 +35,6 @@ DEFAULTS = {  # sets and algorithms, by command
     "growth": (["parameters", "tensors", "groups"], ["AdamW"]),
     "training": (["small-bert"], list(contenders.ALGORITHMS)),
     "self-check": (["tiny"], ["AdamW"]),
-    "tables": ([], []),
 }
 OTHERS = {"algorithms", "backends", "device", "threads"}
 ROWS = {"peers", "rounds", "out", "gate", "plot", "record"}  # options of what writes rows
@@ -60,7 +59,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Lists take spaces and commas.",
     )
-    known = [name for name in DEFAULTS if name]
+    known = [name for name in TAKEN if name]
     parser.add_argument("command", nargs="?", choices=known, help="default: measure")
     several = {"nargs": "+", "metavar": "NAME"}
     parser.add_argument("--set", **several, help=parameter_sets.HELP)
@@ -96,7 +95,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         raise ValueError(f"{chosen.command} does not take {', '.join(unused)}; leave that out")
     if "out" in taken:
         results.check_place(chosen.out)
-    if chosen.record or chosen.command == "tables":
+    if chosen.record:
         results.of_record()  # a damaged file is told before anything is measured
     return chosen
 
@@ -132,7 +131,7 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
             for contender in sides(names, backends, rivals, mode):
                 if not (contender.fades and (trains or parameter_set.small)):
                     found.append(Task(parameter_set, contender, count))
-    if not found and chosen.command != "tables":
+    if not found:
         raise ValueError("there is nothing to measure; name sets, algorithms and a dtype")
     return found
 
@@ -201,6 +200,10 @@ def slower(rows: list[dict], gate: float) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = options(arguments)
+        if chosen.command == "tables":
+            changed = tables.write_pages()
+            print(f"rewritten: {', '.join(page.name for page in changed) or 'nothing had changed'}")
+            return 0
         where = device.choose(chosen.device)
         tasks = make_tasks(chosen, where)
         absent = [peer for peer in peers.PEERS if peers.version(peer) is None]
@@ -208,10 +211,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"python -m bench: {error}", file=sys.stderr)
         return 2
     clock = device.clock(where)
-    if chosen.command == "tables":
-        changed = tables.write_pages()
-        print(f"rewritten: {', '.join(page.name for page in changed) or 'nothing had changed'}")
-        return 0
     if chosen.command == "self-check":
         ours = [task for task in tasks if task.contender.maker == contenders.OURS]
         return 0 if all([self_check(task, clock) for task in ours]) else 1

@@ -112,12 +112,12 @@ def checkout(tmp_path):
     return tmp_path / "checkout"
 
 
-def build(checkout, **variables):
+def build(checkout, path=None, **variables):
     tools = [str(checkout.parent / "tools"), str(TOOLS), os.environ.get("PATH", os.defpath)]
     return subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--build-lib", checkout.parent],
         cwd=checkout,
-        env=environment(os.pathsep.join(tools), **variables),
+        env=environment(path or os.pathsep.join(tools), **variables),
         capture_output=True,
         text=True,
     )
@@ -151,14 +151,8 @@ def test_a_build_that_fails_ends_in_one_line(checkout):
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_compiler_the_install_says_what_to_install(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path],
-        cwd=ROOT,
-        env=environment(str(tmp_path)),
-        capture_output=True,
-        text=True,
-    )
+def test_without_a_compiler_the_install_says_what_to_install(checkout):
+    done = build(checkout, path=str(checkout.parent / "tools"))
     assert done.returncode != 0
     assert "needs a C++17 compiler and found none" in done.stderr
     assert "`apt install g++`" in done.stderr and "Traceback" not in done.stderr

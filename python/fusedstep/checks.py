@@ -32,7 +32,7 @@ def hyper_in(
                 f"{where}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; kernels "
                 f"read 0-d float32 or float64 tensors. Pass a float or such a tensor."
             )
-        if shards.is_dtensor(value) or memory.is_missing(value) or not memory.is_plain(value):
+        if shards.is_dtensor(value) or not memory.is_plain(value):
             raise ValueError(
                 f"{where}: {name} is a {type(value).__name__} on {value.device}, without memory of "
                 f"its own, which kernels cannot read. Pass a float or a plain 0-d tensor."

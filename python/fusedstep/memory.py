@@ -26,7 +26,7 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 def is_plain(t: torch.Tensor) -> bool:
     """Whether memory holds a tensor's elements as they are, at an address that suits its dtype."""
-    return not t.is_neg() and t.data_ptr() % t.element_size() == 0
+    return not is_missing(t) and not t.is_neg() and t.data_ptr() % t.element_size() == 0
 
 
 def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -84,7 +84,7 @@ class FusedOptimizer(KeepsState):
         super().__init__(params, {**defaults, **common})
 
     def _forget(self) -> None:
-        """What was found out about groups and states: they are others from now on."""
+        """Nothing is known of groups and states: at first, or after assigning or loading some."""
         self._plan: Plan | None = None
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
         self._rows: list[tuple] = []  # those hyper-parameters

@@ -129,7 +129,7 @@ class Plan:
             self._lost  # asked first: who died must not be looked for
             # Tables return to the stream that they were made on, while another may still read them,
             # unless a graph that captured them keeps them.
-            or (not captured and self._streams != _streams(self._streams))
+            or (self._streams and not captured and self._streams != _streams(self._streams))
             or not self._lists.holds(_lists(optimizer))
             or not self._state.holds(optimizer.state)
             or not self._sums.holds(optimizer.kept_sums())
