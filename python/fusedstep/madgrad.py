@@ -40,8 +40,9 @@ class MADGRAD(FusedOptimizer):
         maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
             :class:`~fusedstep.optimizer.FusedOptimizer`.
 
-    Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0 and
-    weight_decay 0: touched rows alone are read and written. Each such step is planned anew.
+    Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0,
+    weight_decay 0 and max_grad_norm None: touched rows alone are read and written. Each such step
+    is planned anew.
 
     State: ``step`` int64 (k + 1 after a step); ``grad_sum_sq`` (nu), ``grad_sum`` (s) and, unless
     momentum is 0, ``x0``, in float32 (float64 for float64). 32 bytes per float32 parameter and
