@@ -20,12 +20,7 @@ class BuildWithCMake(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
-        if not (
-            os.environ.get("CXX")
-            or shutil.which("c++")
-            or shutil.which("g++")
-            or shutil.which("clang++")
-        ):
+        if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
             sys.exit(
                 "fusedstep needs a C++17 compiler and found none (c++, g++, clang++ or $CXX). "
                 "Install one, for example `apt install g++`, and run the same command again."

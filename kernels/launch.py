@@ -50,7 +50,7 @@ def constants(launch, work) -> dict:
         "param_dtype": DTYPES[launch.param_dtype],
         "grad_dtype": DTYPES[launch.grad_dtype],
         "exp_avg_dtype": DTYPES[launch.exp_avg_dtype],
-        "masters": bool(launch.master),
+        "masters": launch.master,
         "BLOCK": block_size(launch.opmath.itemsize, own["EMITS"]),
     }
 
@@ -77,9 +77,9 @@ def options(launch, work) -> dict:
 
 def programs(launch, work) -> int:
     """Programs of a pass. A chunk that is summed has one; so have those that are mostly empty."""
-    chunks, emits = len(launch.chunk), facts(work.rule, work.variant)["EMITS"]
+    chunks = len(launch.chunk)
     full = 2 * launch.elements > chunks * CHUNK.value
-    return max(chunks * (PIECES if full and not emits else 1), 1)
+    return max(chunks * (PIECES if full and not work.facts.EMITS else 1), 1)
 
 
 def apply(launch, work) -> None:

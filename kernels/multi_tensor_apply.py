@@ -7,11 +7,12 @@ the ``DEFAULTS`` of launch.py; the reference states its other facts. The engine 
 import triton
 import triton.language as tl
 
+from ..reference import multi_tensor_apply as reference
 from .numerics import div, fold, narrow, square, widen
 from .prologue import MASTER, PARAM, STATE, advance, prologue
 from .sums import LANES, arrive
 
-CHUNK = tl.constexpr(16384)  # elements, a constant of the law (N7)
+CHUNK = tl.constexpr(reference.CHUNK)
 STAGES = tl.constexpr(3)  # blocks of a column that are under way; no two of them share memory
 
 

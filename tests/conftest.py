@@ -15,7 +15,7 @@ if emulation.SANITIZERS:
 
 import pytest
 import torch.distributed as dist
-from fusedstep import testing
+from fusedstep import testing, verify
 from fusedstep.backends import BACKENDS, CpuBackend, CudaBackend, available_backends
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -33,8 +33,7 @@ class EmulatedCuda(CudaBackend):
 
 
 def device_of(backend: str) -> str:
-    served = BACKENDS[backend].why_not(torch.device("cuda", 0)) if torch.cuda.is_available() else ""
-    return "cuda" if served is None and backend != "reference" else "cpu"
+    return "cpu" if backend == "reference" else verify.device_of(backend)
 
 
 def _register() -> list[str]:

@@ -10,14 +10,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from lightning.pytorch.plugins import MixedPrecision
 
-from tests.training import assert_same, every_class
+from tests.training import assert_same, every_class, network
 
 BATCHES = list(torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0)))
-
-
-def network():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
 
 
 def loss_of(net, batch):

@@ -24,12 +24,19 @@ from tests.distributed import (
     train_both,
     with_gradients,
 )
-from tests.training import CLASSES, assert_same, give_gradients, model, stored
+from tests.training import (
+    CLASSES,
+    WITHOUT_SUMS,
+    assert_same,
+    give_gradients,
+    model,
+    network,
+    stored,
+)
 
 # The second process holds nothing of the third tensor, and less than the first of the others.
 SHAPES = (5, 4), (20_001, 3), (1,), (7,)
 LAYOUTS = [Shard(0)], [Shard(0)], [Shard(0)], [Replicate()]
-WITHOUT_SUMS = [cls for cls in CLASSES if not cls.sums]
 
 
 def parts_take_the_whole_tensors_steps(mesh_shape, layouts):
@@ -108,11 +115,6 @@ def test_norms_are_those_of_whole_tensors(world, mesh, layouts):
 def test_means_are_those_of_whole_tensors(mesh, layout):
     layouts, classes = [layout] * len(SHAPES), [fusedstep.AvaGrad, fusedstep.AvaGradW]
     spawn(norms_are_those_of_whole_tensors, mesh, layouts, classes, world=math.prod(mesh))
-
-
-def network():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
 
 
 def load(folder, net, optimizer):

@@ -4,10 +4,12 @@ import fusedstep
 import pytest
 import torch
 from fusedstep import testing
+from fusedstep.reference.multi_tensor_apply import facts
 
 from tests.conftest import TESTED_BACKENDS
 
 CLASSES = sorted({case.cls for case in testing.CASES}, key=lambda cls: cls.__name__)
+WITHOUT_SUMS = [cls for cls in CLASSES if not facts(cls.rule, 0).SUMS]
 every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__.lower())
 
 # The interpreter takes long for a launch: of Triton one class with one pass, and one with sums,
@@ -28,6 +30,11 @@ def model(*shapes, dtype=torch.float32, device="cpu", seed=0):
     return [
         torch.nn.Parameter(torch.randn(s, generator=generator).to(device, dtype)) for s in shapes
     ]
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
 
 
 def give_gradients(params, seed=0):

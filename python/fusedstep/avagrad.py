@@ -55,7 +55,6 @@ class AvaGrad(FusedOptimizer):
         "lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay",
         "skip_zero_second_moment",
     )  # fmt: skip
-    sums = 2
     surveyed_states = ("exp_avg_sq",)
     _decoupled = False
 

@@ -162,17 +162,10 @@ def choose(name: str, device: torch.device) -> Backend:
     """The backend of that name, or for ``"auto"`` the fastest that serves ``device``.
 
     Raises:
-        ValueError: unknown name.
         RuntimeError: the backend cannot serve the device; the message has its reason.
     """
-    if name != "auto" and name not in BACKENDS:
-        raise ValueError(
-            f"unknown backend {name!r}; choose one of {', '.join(['auto', *BACKENDS])}"
-        )
-    candidates = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}.get(
-        device.type, ("cuda", "triton", "cpu")
-    )
-    names = candidates if name == "auto" else (name,)
+    fastest = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
+    names = fastest.get(device.type, ("cuda", "triton", "cpu")) if name == "auto" else (name,)
     reasons = {}
     for candidate in names:
         reasons[candidate] = BACKENDS[candidate].why_not(device)

@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -56,8 +57,7 @@ def make_live(group: dict[str, Any]) -> None:
 
     for name, value in group.items():
         if is_live(name, value):
-            several = isinstance(value, (tuple, list))
-            group[name] = type(value)(map(tensor, value)) if several else tensor(value)
+            group[name] = tree_map(tensor, value)
 
 
 def check(optimizer: FusedOptimizer) -> None:

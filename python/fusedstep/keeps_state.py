@@ -9,7 +9,7 @@ import torch
 
 from . import graphs, memory, state_tensors
 from .launch import opmath_of
-from .options import make_plain
+from .options import Chosen, make_plain
 from .state_tensors import MASTER, Slot
 
 
@@ -73,16 +73,16 @@ class KeepsState(torch.optim.Optimizer):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("backend", "master_weights", "state_dtype", "capturable")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        own = {
+            n: v for n, v in vars(self).items() if isinstance(getattr(type(self), n, None), Chosen)
+        }
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self._loading
         if loading is None:  # a new object, which has nothing to lose
             vars(self).update(state)
             self._captured = []
-        else:
-            state = {**state, "state": self._adopt(loading, state["param_groups"])}
         for i, group in enumerate(state["param_groups"]):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -91,6 +91,8 @@ class KeepsState(torch.optim.Optimizer):
                 self.check_group(self.where(i), group)
             if self.capturable:
                 graphs.make_live(group)
+        if loading is not None:
+            state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)
         self._norm_sq = None
         self._forget()
@@ -103,7 +105,7 @@ class KeepsState(torch.optim.Optimizer):
             for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 if key in loaded["state"]:
                     if (g, p.dtype) not in known:
-                        known[g, p.dtype] = self.state_layout(p, self.defaults | group)
+                        known[g, p.dtype] = self.state_layout(p, group)
                     layout, held = known[g, p.dtype], loaded["state"][key]
                     result[p] = state_tensors.adopt(self.where(g, k), p, held, layout)
         params = {key for saved in loaded["param_groups"] for key in saved["params"]}

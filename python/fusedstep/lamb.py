@@ -41,7 +41,6 @@ class LAMB(FusedOptimizer):
     rule = "lamb"
     hypers = ("lr", "beta1", "beta2", "eps", "weight_decay", "exp_avg_is_bfloat16")
     passes = (0, 1)
-    sums = 2
 
     def __init__(
         self,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from . import checks
-from .reference.multi_tensor_apply import facts
+from .reference.multi_tensor_apply import Facts, facts
 from .step_table import StepTable
 from .sums import Sums, chunk_counts, first_slots
 
@@ -41,7 +40,7 @@ class Pass(NamedTuple):
 
     rule: str
     variant: int
-    facts: SimpleNamespace  # the rule's, for this variant
+    facts: Facts  # the rule's, for this variant
     sums: Sums | None = None
     segment: torch.Tensor | None = None  # [N] int64, where there are sums
 

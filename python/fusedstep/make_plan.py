@@ -69,7 +69,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     planned = _checked(optimizer)
     devices = {each.param.device for each in planned}
     backends = {device: choose(optimizer.backend, device) for device in devices}
-    segments = optimizer.segments() if optimizer.sums else []
+    rule = facts(optimizer.rule, 0)
+    segments = optimizer.segments() if rule.SUMS else []
     _check_sums(optimizer, planned, segments, axes)
 
     states, touched = {}, {}
@@ -91,11 +92,11 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         here = [launch for launch in launches if launch.device == device]
         indices = [e.index for launch in here for e in launch.entries]
         sums = norm = None
-        if optimizer.sums:
+        if rule.SUMS:
             totals = optimizer.segment_totals(device)
             sums = Sums(
-                optimizer.sums, numels, segments, indices, device,
-                totals=totals, axes=axes, counted=facts(optimizer.rule, 0).COUNTED,
+                rule.SUMS, numels, segments, indices, device,
+                totals=totals, axes=axes, counted=rule.COUNTED,
             )  # fmt: skip
         if optimizer.clips():
             norm = Norm(numels, axes, indices, device)

@@ -45,7 +45,8 @@ class FusedOptimizer(KeepsState):
             graph follow them. Changes no result; not needed where they are such tensors already.
 
     Numbers may be floats or 0-d float32 or float64 tensors, whose values are not checked: it would
-    wait. ``backend``, ``master_weights`` and ``state_dtype`` may be assigned between steps.
+    wait. ``backend``, ``master_weights`` and ``state_dtype`` may be assigned between steps;
+    ``capturable``, too, for groups that are added or loaded later.
     """
 
     rule: ClassVar[str]  # stem of the algorithm in every layer
@@ -53,14 +54,13 @@ class FusedOptimizer(KeepsState):
     hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
     passes: ClassVar[tuple[int, ...]] = (0,)  # over memory, in one step: bits added to the variant
-    sums: ClassVar[int] = 0  # sums of squares per segment of the parameters
     survey: ClassVar[int | None] = None  # bits of the pass that brings the sums a step starts from
     surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
 
-    backend: Any = Chosen(("auto",), BACKENDS)
-    master_weights: Any = Chosen((False, True))
-    state_dtype: Any = Chosen((None, torch.bfloat16))
-    capturable: Any = Chosen((False, True))
+    backend: str = Chosen(("auto",), BACKENDS)  # type: ignore[assignment]
+    master_weights: bool = Chosen((False, True))  # type: ignore[assignment]
+    state_dtype: torch.dtype | None = Chosen((None, torch.bfloat16))  # type: ignore[assignment]
+    capturable: bool = Chosen((False, True))  # type: ignore[assignment]
 
     _step_supports_amp_scaling = True
 
@@ -209,10 +209,10 @@ class FusedOptimizer(KeepsState):
                 else:
                     launch.step_table.send()
                 launch.grads = grads
-                launch.grad_scale = _amp_tensor(grad_scale, launch.device)
-                launch.found_inf = _amp_tensor(found_inf, launch.device)
-            for work in plan.rounds(self, capturing):
-                work.run()
+                launch.grad_scale = _as_read(grad_scale, launch.device)
+                launch.found_inf = _as_read(found_inf, launch.device)
+            for each in plan.rounds(self, capturing):
+                each.run()
         finally:
             for launch in plan.launches:
                 launch.grads = []  # or they would outlive zero_grad
@@ -296,5 +296,5 @@ def _or_inf(max_grad_norm: Hyper | None) -> Hyper:
     return math.inf if max_grad_norm is None else max_grad_norm
 
 
-def _amp_tensor(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+def _as_read(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     return None if tensor is None else tensor.to(device, torch.float32).resolve_neg()

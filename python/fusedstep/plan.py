@@ -82,7 +82,7 @@ class Plan:
         states = (optimizer.state[p] for params in served for p in params)
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
         self.write_counts = WriteCounts(launches, served, surveyed)
-        self._facts, self._gatherer = self._facts_now(), None
+        self._basis, self._gatherer = self._basis_now(), None
         if not touched and optimizer.backend != "reference":  # which takes tensors, not addresses
             codes = [-1 if dtype is None else DTYPE_CODES[dtype] for dtype in self._dtypes]
             places = [0] * len(codes)
@@ -149,7 +149,7 @@ class Plan:
     def _collect_each(self) -> tuple[bool, list] | None:
         """The same, tensor by tensor, and gradients may have another layout."""
         try:
-            if self._facts_now() != self._facts:
+            if self._basis_now() != self._basis:
                 return None
         except RuntimeError:
             return None  # memory without an address
@@ -163,11 +163,11 @@ class Plan:
             launch.set_gradients(grads)
         return any(g is not None for g in grads), grads
 
-    def _facts_now(self) -> list[Any]:
+    def _basis_now(self) -> list[Any]:
         """What the tables depend on, of every parameter that is in one, and of their states."""
         params = zip(self._params, self._dtypes, strict=True)
-        facts: list[Any] = [_look(p) for p, dtype in params if dtype]
-        return facts + [t.data_ptr() for ref in self._fixed if (t := ref()) is not None]
+        basis: list[Any] = [_look(p) for p, dtype in params if dtype]
+        return basis + [t.data_ptr() for ref in self._fixed if (t := ref()) is not None]
 
     def _fit(self, grads: list[torch.Tensor | None]) -> bool:
         """Give gradients their parameter's layout and sign; False where one is not as planned."""

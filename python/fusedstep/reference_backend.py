@@ -40,7 +40,7 @@ class ReferenceBackend:
                 found = torch.as_tensor(partial, device=launch.device)
                 sums.partial[:, slot : slot + chunks] = found
         if sums is not None:
-            _finish_sums(launch, sums, rule.COUNTED)
+            _finish_sums(launch, sums)
 
     def _step(self, launch: Launch, work: Pass, rule, tensor: Entry) -> np.ndarray:
         """One pass over one tensor; returns what it adds to the sums of its segment."""
@@ -74,7 +74,7 @@ class ReferenceBackend:
         return np.array(partial, dtype=np.float64)
 
 
-def _finish_sums(launch: Launch, sums: Sums, counted: bool) -> None:
+def _finish_sums(launch: Launch, sums: Sums) -> None:
     """Sum every segment of a launch that is complete."""
     for segment in {int(sums.segments[tensor.index]) for tensor in launch.entries}:
         if sums.arrived[segment].item() == sums.chunks[segment].item():
@@ -82,7 +82,7 @@ def _finish_sums(launch: Launch, sums: Sums, counted: bool) -> None:
             begin, end = sums.begin[segment].item(), sums.begin[segment + 1].item()
             with np.errstate(all="ignore"):
                 found = [float(tree(x)) for x in sums.partial[:, begin:end].cpu().numpy()]
-            if not counted or found[-1] != 0:
+            if not sums.counted or found[-1] != 0:
                 result = sums.results[segment]
                 result.copy_(torch.tensor(found, dtype=result.dtype, device=result.device))
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from .reference.multi_tensor_apply import CHUNK
 from .shards import Axis
-
-CHUNK = 16384  # elements; the numerics law's constant (N7), kChunk in csrc/core/launch.h
 
 
 def chunk_counts(numels: Sequence[int]) -> np.ndarray:
@@ -66,7 +65,7 @@ class Sums:
         per_segment = np.bincount(self.segments, counts, size).astype(np.int64)
         served = np.asarray(planned, dtype=np.int64)
         chunks = np.bincount(self.segments[served], counts[served], size).astype(np.int64)
-        self.device, self._counted = device, counted
+        self.device, self.counted = device, counted
         self.partial = torch.zeros((count, int(counts.sum())), dtype=torch.float64, device=device)
         self.begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
         self.chunks = torch.from_numpy(chunks).to(device)
@@ -105,7 +104,7 @@ class Sums:
             part = sums[rows]
             dist.all_reduce(part, group=group)
             sums[rows] = part
-        if self._counted:
+        if self.counted:
             sums = sums.where(sums[:, -1:] > 0, torch.stack(self._joined))
         torch._foreach_copy_(self._joined, list(sums))
 

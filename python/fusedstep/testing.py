@@ -15,7 +15,7 @@ import torch
 
 import fusedstep
 
-from .sums import CHUNK
+from .reference.multi_tensor_apply import CHUNK, facts
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,13 @@ class Mode:
     def supported(self) -> bool:
         """Whether this torch lets a parameter have a gradient of another dtype (2.10 and later)."""
         return self.param is self.grad or hasattr(torch.Tensor, "grad_dtype")
+
+    def parameter(self, values: torch.Tensor) -> torch.nn.Parameter:
+        """A parameter of these values, whose gradient may have the mode's dtype."""
+        p = torch.nn.Parameter(values)
+        if self.param is not self.grad:
+            p.grad_dtype = self.grad
+        return p
 
 
 def every_mode() -> list[Mode]:
@@ -171,9 +178,7 @@ class Scenario:
         for layout in self.layouts:
             values = torch.randn(layout.shape, generator=self.generator)
             p = _like(layout, values.to(self.device), self.mode.param)
-            self.params.append(torch.nn.Parameter(p))
-            if self.mode.param is not self.mode.grad:
-                self.params[-1].grad_dtype = self.mode.grad
+            self.params.append(self.mode.parameter(p))
         half = len(self.params) // 2
         groups = [
             {"params": self.params[:half]},
@@ -185,7 +190,7 @@ class Scenario:
     def step(self, t: int) -> None:
         """Step ``t`` of the scenario, from 0."""
         # A NaN in a norm reaches every parameter, and nothing could be compared after it.
-        spreads = self.case.cls.sums or "max_grad_norm" in dict(self.case.options)
+        spreads = facts(self.case.cls.rule, 0).SUMS or "max_grad_norm" in dict(self.case.options)
         special = t == (STEPS - 1 if spreads else 2)
         for i, (p, layout) in enumerate(zip(self.params, self.layouts, strict=True)):
             g = gradient(p.shape, self.generator, special and i % 2 == 0).to(self.device)

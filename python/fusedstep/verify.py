@@ -14,7 +14,7 @@ from .backends import BACKENDS, available_backends
 SHAPE_SETS = ("ragged", "misaligned", "empty")
 
 
-def _device(backend: str) -> str:
+def device_of(backend: str) -> str:
     """Where to run a backend that is available: on a GPU if it serves one."""
     gpu = torch.cuda.is_available() and BACKENDS[backend].why_not(torch.device("cuda")) is None
     return "cuda" if gpu else "cpu"
@@ -58,7 +58,8 @@ def verify(seconds: float = 12.0) -> bool:
         shared = (time.monotonic() - begin) / len(running)
         for name in running:
             begin = time.monotonic()
-            lines = testing.differences(testing.run(case, mode, shapes, name, _device(name)), want)
+            got = testing.run(case, mode, shapes, name, device_of(name))
+            lines = testing.differences(got, want)
             left[name] -= shared + time.monotonic() - begin
             compared[name] += 1
             wrong[name] += bool(lines)
@@ -66,7 +67,8 @@ def verify(seconds: float = 12.0) -> bool:
                 first_difference.setdefault(name, f"{case.id}, {mode.id}, {shapes}: {lines[0]}")
     print(f"{'backend':<10} {'device':<6} {'cells':>9} {'different':>9}")
     for name in names:
-        print(f"{name:<10} {_device(name):<6} {compared[name]:>4}/{len(cells):<4} {wrong[name]:>9}")
+        share = f"{compared[name]:>4}/{len(cells):<4}"
+        print(f"{name:<10} {device_of(name):<6} {share} {wrong[name]:>9}")
     for name, line in first_difference.items():
         print(f"{name}: {line}")
     for name, why in available_backends().items():

@@ -1,40 +1,40 @@
 """The reference engine: one tensor at a time, in the order of docs/numerics.md."""
 
+from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 
 from .numerics import check_environment, div, narrow, select, sqrt, square, tree, widen
 
-CHUNK = 16384  # elements; N7
+CHUNK = 16384  # elements; a constant of the law (N7), kChunk in csrc/core/launch.h
 
-# What a rule is unless its module says otherwise (RuleDefaults in csrc/core/rule.h); a tuple holds
-# a value for each variant.
-DEFAULTS = {
-    "SUMS": 0,
-    "EMITS": False,
-    "COUNTED": False,
-    "KEEPS_ABSENT": False,
-    "READS_GRAD": True,
-    "READS_PARAM": True,
-    "MOVES_PARAM": True,
-    "READ_ONLY": 0,
-    "SERVES_ALL": False,
-    "COUNTS_ALL": False,
-}
+
+@dataclass(frozen=True)
+class Facts:
+    """What a rule is for a variant, unless its module says otherwise (RuleDefaults in
+    csrc/core/rule.h): under the same names, a value, or a tuple with one for each variant."""
+
+    SUMS: int = 0
+    EMITS: bool = False
+    COUNTED: bool = False
+    KEEPS_ABSENT: bool = False
+    READS_GRAD: bool = True
+    READS_PARAM: bool = True
+    MOVES_PARAM: bool = True
+    READ_ONLY: int = 0
+    SERVES_ALL: bool = False
+    COUNTS_ALL: bool = False
 
 
 def module_of(rule: str) -> ModuleType:
     return import_module(f"{__package__}.{rule}")
 
 
-def facts(rule: str, variant: int) -> SimpleNamespace:
-    """The constants of ``DEFAULTS`` for a variant of a rule."""
-    found = {name: getattr(module_of(rule), name, default) for name, default in DEFAULTS.items()}
-    return SimpleNamespace(
-        **{n: v[variant] if isinstance(v, tuple) else v for n, v in found.items()}
-    )
+def facts(rule: str, variant: int) -> Facts:
+    said = {n: v for n, v in vars(module_of(rule)).items() if n in Facts.__dataclass_fields__}
+    return Facts(**{n: v[variant] if isinstance(v, tuple) else v for n, v in said.items()})
 
 
 def gradient_coefficient(maximize: float, max_grad_norm: float, norm_sq: float | None):
