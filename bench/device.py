@@ -31,7 +31,6 @@ class Cpu:
     """Times are the host's: a step has ended when it returns."""
 
     device = torch.device("cpu")
-    yardstick = "in-place add of float32"
     BYTES = 768 * 2**20  # that the yardstick moves: far beyond any cache
 
     def synchronize(self) -> None:
@@ -56,7 +55,7 @@ class Cpu:
         return lambda: a.add_(b)
 
     def free_bytes(self) -> int:
-        return _kibibytes("/proc/meminfo", "MemAvailable")
+        return _bytes_said("/proc/meminfo", "MemAvailable")
 
     def tidy(self) -> None:
         """Give back the memory of what is no longer used."""
@@ -67,11 +66,11 @@ class Cpu:
         say."""
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-            before = _kibibytes("/proc/self/status", "VmRSS")
+            before = _bytes_said("/proc/self/status", "VmRSS")
         except OSError:
             return None
         step()
-        return max(0, _kibibytes("/proc/self/status", "VmHWM") - before)
+        return max(0, _bytes_said("/proc/self/status", "VmHWM") - before)
 
     def calls(self, optimizer: torch.optim.Optimizer) -> dict[str, int]:
         """Kernels that a step launches, where that can be told."""
@@ -86,7 +85,6 @@ class Cuda:
     backward pass that a step follows; a host that takes longer than this shows."""
 
     device = torch.device("cuda")
-    yardstick = "device copy"
     BYTES = 4 * 10**9  # 2 GB read, 2 GB written
     LEAD = 4_000_000  # cycles, about 2 ms
 
@@ -156,7 +154,7 @@ def clock(device: torch.device) -> Clock:
     return Cpu() if device.type == "cpu" else Cuda()
 
 
-def _kibibytes(file: str, entry: str) -> int:
+def _bytes_said(file: str, entry: str) -> int:
     """An entry of a file of Linux, in bytes."""
     for line in Path(file).read_text().splitlines():
         if line.startswith(f"{entry}:"):

@@ -33,7 +33,7 @@ class Side:
         self.contender, self.clock, mode = contender, clock, contender.mode
         self.groups = [
             {
-                "params": [self._parameter(shape, mode) for shape in shapes],
+                "params": [self._parameter(shape) for shape in shapes],
                 "weight_decay": 0.0 if i % 2 else 0.01,
             }
             for i, shapes in enumerate(parameter_set.groups)
@@ -43,11 +43,9 @@ class Side:
         for p in self.params:
             p.grad = torch.randn_like(p, dtype=mode.grad)
 
-    def _parameter(self, shape, mode) -> torch.nn.Parameter:
-        p = torch.nn.Parameter(torch.randn(shape, dtype=mode.param, device=self.clock.device))
-        if mode.param is not mode.grad:
-            p.grad_dtype = mode.grad
-        return p
+    def _parameter(self, shape) -> torch.nn.Parameter:
+        mode = self.contender.mode
+        return mode.parameter(torch.randn(shape, dtype=mode.param, device=self.clock.device))
 
     def build(self) -> torch.optim.Optimizer:
         return self.contender.build([dict(group) for group in self.groups])
@@ -232,8 +230,13 @@ def identity(task: Task, clock: Clock) -> dict[str, Any]:
     }
 
 
+def quartiles(values: list[float]) -> list[float]:
+    """The first, the median and the third."""
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
 def _spread(times: list[float]) -> dict[str, Any]:
-    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+    q1, median, q3 = quartiles(times)
     return {"seconds": median, "q1": q1, "q3": q3, "least": min(times), "rounds": len(times)}
 
 

@@ -138,12 +138,16 @@ def names(name: str) -> list[str]:
     return known[name.lower()]
 
 
-def version(name: str) -> str | None:
-    """The version of a peer's distribution that is installed; None where none is."""
+def installed(distribution: str) -> str | None:
+    """The version of a distribution that is installed; None where none is."""
     try:
-        return importlib.metadata.version(PEERS[name].distribution)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def version(name: str) -> str | None:
+    return installed(PEERS[name].distribution)
 
 
 def contender(name: str, algorithm: str, mode: testing.Mode) -> Contender | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -56,10 +55,13 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
+def title_of(machine: dict[str, Any]) -> str:
+    return machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+
+
 def name_of(machine: dict[str, Any]) -> str:
     """A file's name for a machine: ``amd-epyc-2-cores``, ``nvidia-h200``."""
-    words = machine.get("gpu") or f"{machine['cpu']} {machine['cores']} cores"
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", title_of(machine).lower()).strip("-")
 
 
 def versions() -> dict[str, str]:
@@ -76,11 +78,8 @@ def versions() -> dict[str, str]:
         "nvcc": nvcc[1] if nvcc else "",
         "compiler": compiler,
     }
-    for distribution in ("triton", "numpy", *(peer.distribution for peer in peers.PEERS.values())):
-        try:
-            found.setdefault(distribution, importlib.metadata.version(distribution))
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    others = ("triton", "numpy", *(peer.distribution for peer in peers.PEERS.values()))
+    found |= {name: peers.installed(name) for name in others if name not in found}
     return {name: value for name, value in found.items() if value}
 
 

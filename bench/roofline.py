@@ -64,9 +64,7 @@ def model(contender: Contender, device: torch.device) -> Model:
     Raises whatever it raises: absent packages, dtypes and devices it cannot serve.
     """
     mode = contender.mode
-    p = torch.nn.Parameter(torch.zeros(PROBE, dtype=mode.param, device=device))
-    if mode.param is not mode.grad:
-        p.grad_dtype = mode.grad
+    p = mode.parameter(torch.zeros(PROBE, dtype=mode.param, device=device))
     optimizer = contender.build([{"params": [p], "weight_decay": 0.0}])
     p.grad = torch.ones_like(p, dtype=mode.grad)
     optimizer.step()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-
 import torch
 
 from .device import Clock
-from .measure import Side, Task, take_turns
+from .measure import Side, Task, quartiles, take_turns
 
 NEAR = 0.1  # what the median may be off by
 ROUNDS = 301
@@ -30,7 +28,7 @@ def ratios(sides: list[Side]) -> list[float]:
 
 def sees(found: list[float], factor: float) -> bool:
     """Whether a factor lies within the spread of what was measured, and the median is near."""
-    q1, median, q3 = statistics.quantiles(found, n=4, method="inclusive")
+    q1, median, q3 = quartiles(found)
     reach = 1.5 * (q3 - q1)
     return q1 - reach <= factor <= q3 + reach and abs(median / factor - 1) <= NEAR
 
@@ -44,7 +42,7 @@ def self_check(task: Task, clock: Clock) -> bool:
         sides = [each(contender, task.parameter_set, clock) for each in (Side, kind)]
         found = ratios(sides)
         right = sees(found, factor) and not sees(found, 3.0 - factor)
-        q1, median, q3 = statistics.quantiles(found, n=4, method="inclusive")
+        q1, median, q3 = quartiles(found)
         verdict = "seen" if right else "NOT SEEN"
         print(f"x {factor:g} put in: x {median:.3f} ({q1:.3f} .. {q3:.3f}): {verdict}")
         passed &= right

@@ -167,7 +167,7 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
         rows, _ = of_ours(content["rows"])
         for row in rows:
             if row["dtype"] == "f32":
-                column = f"{machine_of(content)}, {row['backend']}, {row['set']}"
+                column = f"{results.title_of(content['machine'])}, {row['backend']}, {row['set']}"
                 cell = f"{row['yardstick_share']:.0%}, {row['bandwidth_vs_torch_fused']:.2f}x"
                 beside = f"; {peer(row)}" if peer(row) else ""
                 lines.setdefault(algorithm(row), {})[column] = cell + beside
@@ -245,16 +245,11 @@ def pictures(machines: Iterable[str], kinds: list[str], folder: str) -> list[str
     return [f"![{file}]({folder}/{file})" for file in files if (OF_RECORD / file).exists()]
 
 
-def machine_of(content: dict[str, Any]) -> str:
-    machine = content["machine"]
-    return machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
-
-
 def about(content: dict[str, Any]) -> str:
     """One line: on what machine, with which versions, when."""
     runs = sorted(content["runs"])
     known = content["runs"][runs[-1]]["versions"]
-    return f"{machine_of(content)}; torch {known['torch']}; {runs[-1][:10]}:"
+    return f"{results.title_of(content['machine'])}; torch {known['torch']}; {runs[-1][:10]}:"
 
 
 def written(text: str, found: dict[str, dict[str, Any]], folder: Path = ROOT) -> str:

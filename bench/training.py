@@ -16,7 +16,6 @@ from .papers import language
 from .parameter_sets import ParameterSet
 
 BATCH, WIDTH = 32, 128
-PHASE = "training"
 
 
 def split(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
@@ -75,7 +74,7 @@ def _row(task: Task, clock: Clock, rounds: int) -> dict[str, Any]:
     own, theirs = ([statistics.median(part) for part in zip(*each)] for each in turns)
     return {
         **identity(task, clock),
-        "phase": PHASE,
+        "phase": "training",
         "seconds": own[0],
         "optimizer_seconds": own[1],
         "optimizer_share": own[1] / own[0],

@@ -63,13 +63,13 @@ def test_the_page_is_what_the_stored_rows_say():
 @names
 def test_stored_rows_are_those_of_the_present_tasks(one):
     found = [row["task"] for row in STORED.get(experiment.name_of(one), [])]
-    assert found == runner.rounded_tasks(one, False, None), "run `make papers`"
+    assert found == runner.tasks_of(one, False, None), "run `make papers`"
 
 
 def test_stored_rows_of_a_larger_size_are_of_present_tasks():
     for name, rows in LARGER.items():
         one = experiment.load(name.removesuffix(runner.UNFINISHED))
-        known = runner.rounded_tasks(one, False, None, larger=True)
+        known = runner.tasks_of(one, False, None, larger=True)
         assert all(row["task"] in known for row in rows), "run the larger size anew"
 
 
@@ -170,7 +170,7 @@ def test_a_larger_size_has_its_own_rows_and_place_on_the_page(tiny, tmp_path, mo
 
 def test_a_task_that_fails_in_a_worker_leaves_the_others(tmp_path):
     one = experiment.load("noisy_quadratic")
-    good, bad = runner.rounded_tasks(one, True, None)[0], {"none": 1}
+    good, bad = runner.tasks_of(one, True, None)[0], {"none": 1}
     out = tmp_path / "rows.json"
     with pytest.raises(KeyError):
         list(runner.run([(one, [bad, good])], out, jobs=2))

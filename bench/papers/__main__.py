@@ -62,7 +62,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     if found.larger:
         found.experiments = [one for one in found.experiments if hasattr(one, "larger_tasks")]
     sizes = (found.quick, found.seeds, found.larger)
-    found.plan = [(one, runner.rounded_tasks(one, *sizes)) for one in found.experiments]
+    found.plan = [(one, runner.tasks_of(one, *sizes)) for one in found.experiments]
     if not found.plan:
         raise ValueError("--only names no experiment that has a larger size")
     devices = {task.get("device") for _, tasks in found.plan for task in tasks}

@@ -8,7 +8,7 @@ from itertools import product
 import fusedstep
 import torch
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, or_inf
 from .networks import Networks, batches, digits
 from .plotting import band
 from .runs import OURS, marks
@@ -70,7 +70,7 @@ def run(task: Task) -> dict:
 
 def medians(row: Row) -> list[float]:
     found = row["result"]["final"]
-    ends = [sorted(math.inf if x is None else x for x in line) for line in found]
+    ends = [sorted(map(or_inf, line)) for line in found]
     return [line[len(line) // 2] for line in ends]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -81,6 +82,11 @@ def chosen(words: Iterable[str]) -> list[ModuleType]:
 def verdict(claims: list[Claim]) -> str:
     held = [claim.holds for claim in claims]
     return "holds" if all(held) else "holds partly" if any(held) else "does not hold here"
+
+
+def or_inf(value: float | None) -> float:
+    """A number of a row, where what was not finite is None."""
+    return math.inf if value is None else value
 
 
 def number(value: float) -> str:

@@ -8,7 +8,7 @@ import fusedstep
 import torch
 from torch import Tensor
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, or_inf
 from .language import (
     VOCAB,
     batches,
@@ -168,7 +168,7 @@ def by_warmup(rows: list[Row]) -> Found:
 
 
 def losses(row: Row) -> list[float]:
-    return [math.inf if value is None else value for value in row["result"]["losses"]]
+    return list(map(or_inf, row["result"]["losses"]))
 
 
 def mean(row: Row) -> float:

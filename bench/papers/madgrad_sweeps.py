@@ -8,7 +8,7 @@ import fusedstep
 import torch
 from torch.nn import functional as F
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, or_inf
 from .networks import Networks, batches, digits
 from .plotting import band, colour
 from .runs import OURS, standard_error
@@ -154,16 +154,12 @@ def of_part(rows: list[Row], part: str) -> list[Row]:
     return [row for row in rows if row["task"]["part"] == part]
 
 
-def finite(value: float | None) -> float:
-    return math.inf if value is None else value
-
-
 def language(rows: list[Row]) -> dict[str, dict[float, list[float]]]:
     """Held-out losses of the seeds, by optimizer and rate."""
     found: dict[str, dict[float, list[float]]] = {}
     for row in of_part(rows, "language"):
         at = found.setdefault(row["task"]["optimizer"], {})
-        at[row["task"]["rate"]] = list(map(finite, row["result"]["losses"]))
+        at[row["task"]["rate"]] = list(map(or_inf, row["result"]["losses"]))
     return found
 
 
@@ -172,7 +168,7 @@ def mean(values: list[float]) -> float:
 
 
 def best_decay(row: Row) -> float:
-    losses = list(map(finite, row["result"]["decays"][0]))
+    losses = list(map(or_inf, row["result"]["decays"][0]))
     return DECAYS[losses.index(min(losses))]
 
 
@@ -183,7 +179,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     image = {row["task"]["optimizer"]: row for row in of_part(rows, "digits")}
     if not image:
         return said
-    least = {name: min(map(finite, row["result"]["rates"][0])) for name, row in image.items()}
+    least = {name: min(map(or_inf, row["result"]["rates"][0])) for name, row in image.items()}
     words = {name: min(map(mean, at.values())) for name, at in language(rows).items()}
     for what, losses in (("digits", least), ("language", words)):
         others = min(value for name, value in losses.items() if name != "MADGRAD")
@@ -211,7 +207,7 @@ def tables(rows: list[Row]) -> list[Table]:
     for row in image:
         name = row["task"]["optimizer"]
         found, errors = row["result"]["rates"]
-        i = found.index(min(found, key=finite))
+        i = found.index(min(found, key=or_inf))
         rate = min(text[name], key=lambda rate: mean(text[name][rate]))
         seeds = text[name][rate]
         body.append([
@@ -219,7 +215,7 @@ def tables(rows: list[Row]) -> list[Table]:
             f"{number(mean(seeds))} ({number(min(seeds))}-{number(max(seeds))})", f"{rate:g}",
         ])  # fmt: skip
         cells = zip(*row["result"]["decays"], strict=True)
-        decays.append([name, *(f"{number(finite(a))} ± {number(finite(b))}" for a, b in cells)])
+        decays.append([name, *(f"{number(or_inf(a))} ± {number(or_inf(b))}" for a, b in cells)])
     return [
         Table(["", "digits", "at lr", "language (range over seeds)", "at lr"], body),
         Table(["digits, weight decay", *(f"{decay:g}" for decay in DECAYS)], decays),

@@ -134,7 +134,7 @@ def run(
     for experiment, tasks in plan:
         name = name_of(experiment)
         if fresh:
-            rows = {key: kept for key, kept in rows.items() if key not in (name, name + UNFINISHED)}
+            rows = {key: held for key, held in rows.items() if key not in (name, name + UNFINISHED)}
         old = [*rows.get(name, ()), *rows.get(name + UNFINISHED, ())]
         found = {json.dumps(row["task"]): row for row in old}
         lacking = [task for task in tasks if json.dumps(task) not in found]
@@ -150,7 +150,7 @@ def run(
     write(out, rows)
 
 
-def rounded_tasks(
+def tasks_of(
     experiment: ModuleType, quick: bool, seeds: int | None, larger: bool = False
 ) -> list[Task]:
     """Tasks as they will be read back."""

@@ -8,7 +8,7 @@ from itertools import product
 import fusedstep
 import torch
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, or_inf
 from .networks import Networks, batches, digits
 from .plotting import colour
 from .runs import OURS, marks
@@ -77,15 +77,10 @@ def limit(nu: float) -> float:
     return 1 / math.sqrt(1 - nu)
 
 
-def size(value: float | None) -> float:
-    """What is not finite is stored as None."""
-    return math.inf if value is None else value
-
-
 def claims(rows: list[Row]) -> list[Claim]:
     of = by_nu(rows)
-    final = {key: [size(value) for value in line["final"]] for key, line in of.items()}
-    share = max(size(of["LaProp", nu]["longest"]) / limit(nu) for nu in NUS)
+    final = {key: [or_inf(value) for value in line["final"]] for key, line in of.items()}
+    share = max(or_inf(of["LaProp", nu]["longest"]) / limit(nu) for nu in NUS)
     small = [nu for nu in NUS if nu < 0.81]
     worst = max(max(final["LaProp", nu]) for nu in small)
     median = {key: sorted(losses)[len(losses) // 2] for key, losses in final.items()}
@@ -96,7 +91,7 @@ def claims(rows: list[Row]) -> list[Claim]:
         ),
         Claim(
             "Adam has a step of over ten times that bound at nu = 0.7",
-            size(of["Adam", 0.7]["longest"]) > 10 * limit(0.7), asserted=True,
+            or_inf(of["Adam", 0.7]["longest"]) > 10 * limit(0.7), asserted=True,
         ),
         Claim("Adam's median loss at nu = 0.7 ends above that of guessing, log 10",
               median["Adam", 0.7] > math.log(10)),
@@ -115,8 +110,8 @@ def tables(rows: list[Row]) -> list[Table]:
         cells = [f"{nu:g}", number(limit(nu))]
         for name in ("Adam", "LaProp"):
             line = of[name, nu]
-            final = sorted(map(size, line["final"]))
-            cells += [number(size(line["longest"])),
+            final = sorted(map(or_inf, line["final"]))
+            cells += [number(or_inf(line["longest"])),
                       f"{number(final[len(final) // 2])}, {number(final[-1])}"]  # fmt: skip
         body.append(cells)
     header = ["nu", "1 / sqrt(1 - nu)"]
