@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .numerics import cbrt, div, ema, float64, select, sqrt
+from .numerics import cbrt, div, ema, float64, neg, select, sqrt
 
 STATES = (3, 2)  # by variant
 
@@ -40,7 +40,7 @@ def update(s, g, p, state, variant: tl.constexpr):
     # coupled: g += wd p
     g = select(coupled_decay != 0.0, g + coupled_decay * p, g)
     # momentum 0: x0 = p + s / (cbrt(nu) + eps)
-    x0 = dual(p, -sum, nu, eps) if without_momentum else state[2]
+    x0 = dual(p, neg(sum), nu, eps) if without_momentum else state[2]
     # nu += lam g^2,  s += lam g
     nu = nu + lam * (g * g)
     sum = sum + lam * g

@@ -45,6 +45,12 @@ def round_bf16(x):
 
 
 @triton.jit
+def neg(x):
+    # -x is 0 - x in Triton 3.6, whose zero has another sign
+    return -1.0 * x
+
+
+@triton.jit
 def div(a, b):
     # plain / is div.full for float32, div.rn for float64, which div_rn rejects
     if a.dtype == tl.float64:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .numerics import select, sqrt
+from .numerics import neg, select, sqrt
 
 # The address table, [columns][N]: param, master, step, states..., carried...
 PARAM, MASTER, STEP, STATE = (tl.constexpr(column) for column in range(4))
@@ -33,7 +33,7 @@ def gradient_coefficient(hyper, source, entry, mask, grad_norm_sq):
         max_norm = hyper_value(hyper, source, entry + 1, mask)
         coefficient = max_norm / (sqrt(tl.load(grad_norm_sq)) + 1e-6)
         coefficient = select((coefficient > 1.0) | (max_norm == float("inf")), 1.0, coefficient)
-    return select(ascends, -coefficient, coefficient)
+    return select(ascends, neg(coefficient), coefficient)
 
 
 @triton.jit

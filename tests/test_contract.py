@@ -256,6 +256,14 @@ def test_triton_does_not_tune_by_running():
     assert not [path for path in tracked("kernels/*.py") if "autotune" in path.read_text()]
 
 
+def test_triton_negates_by_a_primitive():
+    """In Triton 3.6 ``-x`` is ``0 - x``, whose zero has another sign."""
+    for path in tracked("kernels/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+                assert isinstance(node.operand, ast.Constant), f"{path}:{node.lineno}"
+
+
 def test_nobody_imports_tests_or_bench():
     for path in tracked("python/*.py", "kernels/*.py", "examples/*.py"):
         assert not {m.split(".")[0] for m in imports(path)} & {"tests", "bench"}, path

@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import math
 import platform
 
 import fusedstep
@@ -168,6 +169,27 @@ def test_the_reference_refuses_to_flush(flushing):
     with pytest.raises(RuntimeError, match=r"set_flush_denormal\(False\)"):
         fusedstep.AdamW([p], backend="reference").step()
     assert torch.equal(p, torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_zeros_keep_their_signs_where_something_is_negated(dtype, backend, device):
+    def stepped(by, where):
+        zero = torch.full((9,), -0.0, dtype=dtype, device=where)
+        p, q = torch.nn.Parameter(zero.clone()), torch.nn.Parameter(zero.clone())
+        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+        madgrad = fusedstep.MADGRAD([p], lr=0.0, momentum=0.0, backend=by)  # sum is 0: x0 = p + 0
+        # a coefficient of 0: the norm is infinite
+        adamw = fusedstep.AdamW([q], backend=by, maximize=True, max_grad_norm=1.0)
+        adamw.step()
+        adamw.state[q]["exp_avg"].fill_(-0.0)
+        q.grad[0] = math.inf
+        madgrad.step()
+        adamw.step()
+        return torch.cat([p.detach(), adamw.state[q]["exp_avg"][1:]]).cpu()
+
+    got, want = stepped(backend, device), stepped("reference", "cpu")
+    assert testing.difference("zeros", got, want) is None
+    assert (want == 0).all() and not want.signbit().all()
 
 
 def test_the_number_of_threads_changes_nothing():
