@@ -85,10 +85,8 @@ FUSEDSTEP_HD bool skipped(const Launch& launch) {
   return launch.found_inf != nullptr && *launch.found_inf != 0.0f;
 }
 
-// An entry of the table of hyper-parameters: its value, or what its 0-d tensor holds now.
-FUSEDSTEP_HD double hyper_value(const Launch& launch, std::int64_t entry) {
-  const std::uint64_t source = launch.source[entry];
-  if (source == 0) return launch.hyper[entry];
+// What the 0-d tensor of a hyper-parameter holds now.
+FUSEDSTEP_HD double source_value(std::uint64_t source) {
   if (source & 1u) return *pointer<const double>(source - 1u);
   return double(*pointer<const float>(source));
 }

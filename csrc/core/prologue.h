@@ -21,18 +21,19 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // min(1, max_grad_norm / (norm + 1e-6)), negative where the step ascends; a NaN stays one. An
 // infinite max_grad_norm never clips.
-FUSEDSTEP_HD double gradient_coefficient(const Launch& launch, std::int64_t row) {
+FUSEDSTEP_HD double gradient_coefficient(const Launch& launch, const double* hyper) {
   double coefficient = 1.0;
   if (launch.grad_norm_sq != nullptr) {
-    const double max_norm = hyper_value(launch, row * launch.hypers + kMaxGradNorm);
+    const double max_norm = hyper[kMaxGradNorm];
     coefficient = max_norm / (sqrt(*launch.grad_norm_sq) + 1e-6);
     coefficient = select(coefficient > 1.0 || max_norm == kInfinity, 1.0, coefficient);
   }
-  const bool maximize = hyper_value(launch, row * launch.hypers + kMaximize) != 0.0;
-  return select(maximize, -coefficient, coefficient);
+  return select(hyper[kMaximize] != 0.0, -coefficient, coefficient);
 }
 
-// Reads the tensor's row, count, carried scalars and sums; writes nothing.
+// Reads the tensor's row, count, carried scalars and sums; writes nothing. What lies in tables is
+// loaded before the first branch waits for any of it; a pass without gradients leaves out what only
+// their coefficient needs.
 template <class Rule>
 FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) {
   using T = typename Rule::opmath;
@@ -40,20 +41,26 @@ FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) 
   // Who has no hyper-parameters has no scalars; all that it does is to sum squares (the norm), on
   // which neither clipping nor the gradient's sign has an effect.
   if constexpr (Rule::kHypers == 0) return {{}, T(1), 0, {}, false};
-  const std::int64_t row = launch.row[tensor];
-  double hyper[Rule::kHypers > 0 ? Rule::kHypers : 1];
-  for (int j = 0; j < Rule::kHypers; ++j)
-    hyper[j] = hyper_value(launch, row * launch.hypers + kRuleHyper + j);
+  constexpr int kRow = kRuleHyper + Rule::kHypers, kFirst = Rule::kReadsGrad ? 0 : kRuleHyper;
+  const std::int64_t row = launch.row[tensor] * launch.hypers;
+  const auto* step = pointer<const std::int64_t>(address_of(launch, kStep, tensor));
   for (int j = 0; j < Rule::kCarried; ++j)
     result.carried[j] =
         *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
   double sums[kMaxSums] = {};
   if constexpr (kReadsSums<Rule>)
     for (int k = 0; k < Rule::kSums; ++k) sums[k] = sums_of(launch, launch.segment[tensor])[k];
+  result.t = *step + 1;
+  double hyper[kRow];
+  std::uint64_t source[kRow];
+  for (int j = kFirst; j < kRow; ++j) source[j] = launch.source[row + j];
+  for (int j = kFirst; j < kRow; ++j) hyper[j] = launch.hyper[row + j];
+  for (int j = kFirst; j < kRow; ++j)
+    if (source[j] != 0) hyper[j] = source_value(source[j]);
   result.faded = Rule::faded(result.carried);
-  result.t = *pointer<const std::int64_t>(address_of(launch, kStep, tensor)) + 1;
-  result.scalars = scalars_of<Rule>(hyper, result.t, result.carried, sums);
-  result.coefficient = T(gradient_coefficient(launch, row));
+  result.scalars = scalars_of<Rule>(hyper + kRuleHyper, result.t, result.carried, sums);
+  result.coefficient = T(1);
+  if constexpr (Rule::kReadsGrad) result.coefficient = T(gradient_coefficient(launch, hyper));
   return result;
 }
 
