@@ -26,17 +26,26 @@ using emulation::shared_memory;
 #endif
 
 // Adds to a count of blocks and returns what it was. What the thread, or its block before a
-// barrier, did before is seen by whoever adds after it.
+// barrier, did before is seen by whoever adds after it and then calls see_others.
 __device__ __forceinline__ unsigned add_in_order(unsigned* count, unsigned more) {
 #ifdef __CUDACC__
   unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+  asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
                : "=r"(before)
                : "l"(__cvta_generic_to_global(count)), "r"(more)
                : "memory");
   return before;
 #else
   return emulation::add_in_order(count, more);
+#endif
+}
+
+// Acquires what all others have released: an addition reads them through the additions between, and
+// a fence after a read acquires (PTX's acquire pattern). Only who comes last needs it, and it
+// empties the multiprocessor's first-level cache.
+__device__ __forceinline__ void see_others() {
+#ifdef __CUDACC__
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #endif
 }
 

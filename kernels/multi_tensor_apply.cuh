@@ -203,7 +203,10 @@ __device__ __forceinline__ unsigned take_ticket(const Launch& launch) {
 template <class Rule>
 __device__ __forceinline__ void advance_all(const Launch& launch, unsigned ticket) {
   bool* last = shared_memory<bool, 1>();
-  if (threadIdx.x == 0) *last = ticket == gridDim.x - 1;
+  if (threadIdx.x == 0) {
+    *last = ticket == gridDim.x - 1;
+    if (*last) see_others();
+  }
   __syncthreads();
   if (!*last) return;
   for (std::int64_t i = threadIdx.x; i < launch.tensors; i += kThreads)

@@ -83,9 +83,11 @@ __device__ __forceinline__ void store_partial(const Launch& launch, const Place&
 // Says that a chunk's sums are stored. All threads of the block call it.
 template <class Rule>
 __device__ void arrive(const Launch& launch, const Place& place) {
-  bool* complete = shared_memory<bool, 2>();
-  if (threadIdx.x == 0)
+  bool* complete = shared_memory<bool, 2>();  // 2: not the storage of advance_all's bool
+  if (threadIdx.x == 0) {
     *complete = add_in_order(&launch.arrived[place.segment], 1u) + 1 == place.chunks;
+    if (*complete) see_others();
+  }
   __syncthreads();
   if (!*complete) return;
   sum_segment<Rule>(launch, place.segment);
