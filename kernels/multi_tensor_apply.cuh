@@ -165,10 +165,13 @@ __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue
   const std::int64_t own = begin + int(threadIdx.x) * kUnit<T>;
   Lanes<Rule> lanes;
   Loaded<Rule> next;
-  // Memory is under way while thread 0 is at the prologue, unless that says what is to be read.
-  if (Rule::kFading < 0 && whole > 0) load_unit<true>(launch, columns, false, own, 0, next);
+  // Memory of warps without look-ups of their own is under way while thread 0 is at the prologue,
+  // but for the fading state: the prologue says whether that is read.
+  if (whole > 0) load_unit<true>(launch, columns, true, own, 0, next);
   __syncthreads();
-  if (Rule::kFading >= 0 && whole > 0) load_unit<true>(launch, columns, now.faded, own, 0, next);
+  if constexpr (Rule::kFading >= 0)
+    if (whole > 0 && !now.faded)
+      next.state[Rule::kFading] = load<true, T>(kOpmath<T>, columns.state[Rule::kFading], own, 0);
   int row = 0, turn = 0;
   for (; row < whole; row += kStride) {
     const Loaded<Rule> loaded = next;
