@@ -38,11 +38,12 @@ struct Columns {
   std::uint64_t grad, param, source, state[kColumns<Rule>];  // source: the master or the parameter
   bool aligned;
 
-  __device__ __forceinline__ Columns(const Launch& launch, std::int64_t tensor)
-      : grad(Rule::kReadsGrad ? launch.grad[tensor] : 0),
+  __device__ __forceinline__ Columns(const Launch& launch, std::int64_t tensor, std::uint64_t grad)
+      : grad(Rule::kReadsGrad ? grad : 0),
         param(address_of(launch, kParam, tensor)),
         source(address_of(launch, launch.master ? kMaster : kParam, tensor)) {
-    std::uint64_t bits = grad | param | source;
+    std::uint64_t bits = this->grad;
+    if constexpr (Rule::kReadsParam || Rule::kMovesParam) bits |= param | source;
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k)
       bits |= state[k] = address_of(launch, kState + k, tensor);
@@ -157,10 +158,11 @@ struct Lanes {
 template <class Rule>
 __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue<Rule>& now,
                                             typename Rule::opmath scale, std::int64_t tensor,
-                                            std::int64_t begin, int n, const Place* place) {
+                                            std::uint64_t grad, std::int64_t begin, int n,
+                                            const Place* place) {
   using T = typename Rule::opmath;
   constexpr int kStride = kThreads * kUnit<T>;
-  const Columns<Rule> columns(launch, tensor);
+  const Columns<Rule> columns(launch, tensor, grad);
   const int whole = columns.aligned ? n / kStride * kStride : 0;
   const std::int64_t own = begin + int(threadIdx.x) * kUnit<T>;
   Lanes<Rule> lanes;
@@ -232,15 +234,16 @@ __global__ void __launch_bounds__(kThreads, resident<Rule>())
     const std::int64_t size = kChunk / pieces;
     const std::int64_t begin = chunk.index * kChunk + blockIdx.x % pieces * size;
     const std::int64_t left = launch.numel[chunk.tensor] - begin;
-    const bool works = serves<Rule>(launch, chunk.tensor) && left > 0;
+    const std::uint64_t grad = launch.grad[chunk.tensor];
+    const bool works = serves<Rule>(grad) && left > 0;
     // Another thread, so that neither waits for the other's memory.
     if (Rule::kEmits && threadIdx.x == kThreads - 1) *place = place_of(launch, chunk);
     if (first && works) *shared = prologue<Rule>(launch, chunk.tensor);
     if (first && kEarlyTicket<Rule>) ticket = take_ticket(launch);
     if (works) {
       const T scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
-      apply_piece<Rule>(launch, *shared, scale, chunk.tensor, begin, int(left < size ? left : size),
-                        place);
+      apply_piece<Rule>(launch, *shared, scale, chunk.tensor, grad, begin,
+                        int(left < size ? left : size), place);
     } else if constexpr (Rule::kEmits) {
       __syncthreads();
       for (int k = 0; k < (Rule::kKeepsAbsent ? 0 : Rule::kSums); ++k)

@@ -64,10 +64,10 @@ FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) 
   return result;
 }
 
-// Whether the launch has work on a tensor.
+// Whether the launch has work on a tensor whose gradient is at that address.
 template <class Rule>
-FUSEDSTEP_HD bool serves(const Launch& launch, std::int64_t tensor) {
-  return Rule::kServesAll || launch.grad[tensor] != 0;
+FUSEDSTEP_HD bool serves(std::uint64_t grad) {
+  return Rule::kServesAll || grad != 0;
 }
 
 // After the last read of a launch: count and carried scalars of a tensor that took part.

@@ -224,7 +224,7 @@ void apply(const Launch& launch, int threads) {
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t i = 0; i < launch.chunks; ++i) {
       const Chunk chunk = launch.chunk[i];
-      if (!serves<Rule>(launch, chunk.tensor)) {
+      if (!serves<Rule>(launch.grad[chunk.tensor])) {
         if constexpr (Rule::kEmits && !Rule::kKeepsAbsent)
           for (int k = 0; k < Rule::kSums; ++k) partial_of(launch, chunk)[k * launch.slots] = 0.0;
         continue;
