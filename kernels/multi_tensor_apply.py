@@ -78,7 +78,8 @@ def apply_block(
     if READS_GRAD:
         if scale is not None:
             g = div(g, scale)
-        g = g * coefficient
+        if MOVES_PARAM or len(states) > 0:  # else it squares, whatever the sign
+            g = g * coefficient
     if SUMS > 0:
         p, state, out = update(s, g, p, state, variant)
     else:
@@ -141,7 +142,25 @@ def multi_tensor_apply(
         left = tl.load(numel + tensor, there, other=0) - begin
         gradient = tl.load(grad + tensor, there, other=0)
         here = (there if SERVES_ALL else gradient != 0) & (left > 0)
+        if EMITS:  # before the work, which hides the wait
+            place = partial + tl.load(slot + tensor, there, other=0) + index
+            counted = tl.load(segment + tensor, there, other=0)
         if here:
+            # these first: they are under way while the prologue waits
+            alignment = gradient if READS_GRAD else 0
+            param = None
+            master = None
+            if READS_PARAM or MOVES_PARAM:
+                param = tl.load(address + PARAM * tensors + tensor)
+                alignment |= param
+                if masters:
+                    master = tl.load(address + MASTER * tensors + tensor)
+                    alignment |= master
+            states = ()
+            for k in tl.static_range(STATES):
+                state = tl.load(address + (STATE + k) * tensors + tensor)
+                alignment |= state
+                states += (state,)
             s, coefficient, gone, _, _ = prologue(
                 address, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors, tensor,
                 here, faded, scalars, opmath, HYPERS, STATES, CARRIED, SUMS, variant,
@@ -150,19 +169,6 @@ def multi_tensor_apply(
             scale = None
             if grad_scale is not None:
                 scale = tl.load(grad_scale).to(opmath)
-            param = tl.load(address + PARAM * tensors + tensor)
-            alignment = param
-            if READS_GRAD:
-                alignment |= gradient
-            master = None
-            if masters:
-                master = tl.load(address + MASTER * tensors + tensor)
-                alignment |= master
-            states = ()
-            for k in tl.static_range(STATES):
-                state = tl.load(address + (STATE + k) * tensors + tensor)
-                alignment |= state
-                states += (state,)
             lanes = ()
             if EMITS:
                 for _ in tl.static_range(SUMS):
@@ -186,18 +192,16 @@ def multi_tensor_apply(
                     BLOCK, False,
                 )  # fmt: skip
             if EMITS:
-                place = partial + tl.load(slot + tensor) + index
                 for k in tl.static_range(SUMS):
                     tl.store(place + k * slots, fold(lanes[k]))
         if EMITS:  # noqa: SIM102
             if there:
                 if not KEEPS_ABSENT and not SERVES_ALL:
-                    place = partial + tl.load(slot + tensor) + index
                     for k in tl.static_range(SUMS):
                         tl.store(place + k * slots, 0.0, gradient == 0)
                 arrive(
-                    partial, slots, segment_begin, segment_chunks, segment_result, arrived,
-                    tl.load(segment + tensor), SUMS, COUNTED,
+                    partial, slots, segment_begin, segment_chunks, segment_result, arrived, counted,
+                    SUMS, COUNTED,
                 )  # fmt: skip
 
         # A ticket says that its program has read what the last one to finish overwrites.

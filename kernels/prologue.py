@@ -12,28 +12,34 @@ TENSORS = tl.constexpr(256)  # counts that the last program advances at once
 
 
 @triton.jit
-def hyper_value(hyper, source, entry, mask):
-    """A hyper-parameter: the value in the table, or what its 0-d tensor holds now."""
-    place = tl.load(source + entry, mask, other=0)
-    wide = place & 1
-    from64 = (place - wide).to(tl.pointer_type(tl.float64))
-    from64 = tl.load(from64, mask & (wide == 1), other=0.0)
-    from32 = place.to(tl.pointer_type(tl.float32))
-    from32 = tl.load(from32, mask & (wide == 0) & (place != 0), other=0.0)
-    value = tl.load(hyper + entry, mask, other=0.0)
-    return tl.where(place == 0, value, tl.where(wide == 1, from64, from32.to(tl.float64)))
+def hyper_values(hyper, source, entry, mask, HYPERS: tl.constexpr):
+    """A row of hyper-parameters: values in the table, or what their 0-d tensors hold now."""
+    places = ()
+    numbers = ()
+    for j in tl.static_range(HYPERS):
+        places += (tl.load(source + entry + j, mask, other=0),)
+        numbers += (tl.load(hyper + entry + j, mask, other=0.0),)
+    values = ()
+    for j in tl.static_range(HYPERS):
+        place = places[j]
+        wide = place & 1
+        from64 = (place - wide).to(tl.pointer_type(tl.float64))
+        from64 = tl.load(from64, mask & (wide == 1), other=0.0)
+        from32 = place.to(tl.pointer_type(tl.float32))
+        from32 = tl.load(from32, mask & (wide == 0) & (place != 0), other=0.0)
+        value = tl.where(wide == 1, from64, from32.to(tl.float64))
+        values += (tl.where(place == 0, numbers[j], value),)
+    return values
 
 
 @triton.jit
-def gradient_coefficient(hyper, source, entry, mask, grad_norm_sq):
+def gradient_coefficient(maximize, max_norm, grad_norm_sq):
     """``min(1, max_grad_norm / (norm + 1e-6))``, negative where the step ascends."""
-    ascends = hyper_value(hyper, source, entry, mask) != 0.0
-    coefficient = tl.full(entry.shape, 1.0, tl.float64)
+    coefficient = tl.full(maximize.shape, 1.0, tl.float64)
     if grad_norm_sq is not None:
-        max_norm = hyper_value(hyper, source, entry + 1, mask)
         coefficient = max_norm / (sqrt(tl.load(grad_norm_sq)) + 1e-6)
         coefficient = select((coefficient > 1.0) | (max_norm == float("inf")), 1.0, coefficient)
-    return select(ascends, neg(coefficient), coefficient)
+    return select(maximize != 0.0, neg(coefficient), coefficient)
 
 
 @triton.jit
@@ -44,23 +50,26 @@ def prologue(
     variant: tl.constexpr,
 ):  # fmt: skip
     """What is known of one tensor, or of a block of them, before an element is touched."""
+    # all loads first: arithmetic that waits for one would hold up the others
     entry = tl.load(row + tensor, mask, other=0) * HYPERS
-    coefficient = gradient_coefficient(hyper, source, entry, mask, grad_norm_sq).to(opmath)
-    values = ()
-    for j in tl.static_range(OWN_HYPERS, HYPERS):
-        values += (hyper_value(hyper, source, entry + j, mask),)
+    place = tl.load(address + STEP * tensors + tensor, mask, other=0)
+    t = tl.load(place.to(tl.pointer_type(tl.int64)), mask, other=0) + 1
     carried = ()
     for j in tl.static_range(CARRIED):
         place = tl.load(address + (STATE + STATES + j) * tensors + tensor, mask, other=0)
         carried += (tl.load(place.to(tl.pointer_type(tl.float64)), mask, other=0.0),)
-    place = tl.load(address + STEP * tensors + tensor, mask, other=0)
-    t = tl.load(place.to(tl.pointer_type(tl.int64)), mask, other=0) + 1
+    sums = ()
     if SUMS > 0:
         place = tl.load(segment + tensor, mask, other=0)
         place = tl.load(segment_sums + place, mask, other=0).to(tl.pointer_type(tl.float64))
-        sums = ()
         for k in tl.static_range(SUMS):
             sums += (tl.load(place + k, mask, other=0.0),)
+    own = hyper_values(hyper, source, entry, mask, HYPERS)
+    values = ()
+    for j in tl.static_range(OWN_HYPERS, HYPERS):
+        values += (own[j],)
+    coefficient = gradient_coefficient(own[0], own[1], grad_norm_sq).to(opmath)
+    if SUMS > 0:
         s, advanced = scalars(values, t, carried, opmath, sums, variant)
     else:
         s, advanced = scalars(values, t, carried, opmath)

@@ -21,9 +21,10 @@ def arrive(
     COUNTED: tl.constexpr,
 ):
     """Counts a chunk of segment ``here`` in; the last one sums the segment."""
+    expected = tl.load(segment_chunks + here)  # under way with the count
     tl.debug_barrier()
     before = tl.atomic_add(arrived + here, 1, sem="acq_rel")
-    if before + 1 == tl.load(segment_chunks + here):
+    if before + 1 == expected:
         begin, end = tl.load(segment_begin + here), tl.load(segment_begin + here + 1)
         total = tl.load(segment_result + here).to(tl.pointer_type(tl.float64))
         sums = ()
