@@ -11,6 +11,7 @@ from pathlib import Path
 
 FORBIDDEN = {
     "contraction": r"\bfma\.|\bmad\.(?:\w+\.)*f(?:32|64)\b",
+    "what ptxas may contract": r"\b(?:add|sub|mul)\.f(?:32|64)\b",  # without .rn
     "approximation": r"\.approx\b|\bdiv\.full\b",
     "flush to zero": r"\.ftz\b",
     "local memory": r"\b(?:ld|st)\.local\b|\.local\s+\.align",
