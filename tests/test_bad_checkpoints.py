@@ -39,6 +39,42 @@ SPOILED = {
 }
 
 
+TWINS = [("Adam", "AdamW"), ("AdamW", "Adam"), ("AvaGrad", "AvaGradW"), ("AvaGradW", "AvaGrad")]
+
+
+@pytest.mark.parametrize(
+    "cls, other, library",
+    [(*pair, fusedstep) for pair in TWINS] + [(*pair, torch.optim) for pair in TWINS[:2]],
+)
+def test_the_decay_of_another_algorithm_is_refused(cls, other, library):
+    """A checkpoint says whether its decay is decoupled; torch's does since 2.7."""
+    params = model()
+    theirs = getattr(library, other)(params, weight_decay=0.1)
+    if "decoupled_weight_decay" not in theirs.defaults:
+        pytest.skip("this torch does not write it")
+    train(theirs, params, 1)
+    optimizer = getattr(fusedstep, cls)(params)
+    train(optimizer, params, 1)
+    before = stored(optimizer, params)
+    with pytest.raises(ValueError, match=f"decoupled_weight_decay is .*, which is {other}'s. Use"):
+        optimizer.load_state_dict(theirs.state_dict())
+    assert_same(stored(optimizer, params), before)
+
+
+@every_class
+def test_states_of_another_kind_of_optimizer_are_told(cls):
+    params = model()
+    theirs = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    train(theirs, params, 1)
+    with pytest.warns(UserWarning, match=f"{cls.__name__}: the loaded states hold momentum_buffer"):
+        cls(params).load_state_dict(theirs.state_dict())
+    optimizer = cls(params)
+    optimizer.load_state_dict(cls(params).state_dict())  # none at all
+    train(optimizer, params, 1)
+    optimizer.state[params[0]]["note"] = 1
+    cls(params).load_state_dict(optimizer.state_dict())  # and its own
+
+
 @pytest.mark.parametrize("what", SPOILED)
 @every_class
 def test_a_spoiled_state_is_refused(cls, what):

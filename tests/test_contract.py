@@ -197,17 +197,18 @@ ARROWS = {  # file: what it uses of the package
     "write_counts": "shards",
     "sums": "reference shards",
     "checks": "memory shards",
+    "tensor_checks": "memory shards",
     "watch": "_native",
     "launch": "checks reference step_table sums",
     "reference_backend": "launch reference sums",
     "backends": "launch reference_backend",
-    "state_tensors": "checks memory shards",
+    "state_tensors": "memory shards tensor_checks",
     "graphs": "optimizer plan",  # for annotations
     "keeps_state": "graphs launch memory options state_tensors",
     "plan": "backends launch memory optimizer shards sparse watch write_counts",
-    "make_plan": "backends checks launch memory optimizer plan reference shards sparse"
-    " state_tensors sums watch",
-    "optimizer": "backends checks graphs hooks keeps_state make_plan options plan watch",
+    "make_plan": "backends launch memory optimizer plan reference shards sparse state_tensors"
+    " sums tensor_checks watch",
+    "optimizer": "backends checks graphs hooks keeps_state make_plan options plan shards watch",
     "testing": "reference",
     "verify": "backends testing",
     "__main__": "backends verify version",

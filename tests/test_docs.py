@@ -15,6 +15,7 @@ import torch
 
 from tests.test_contract import LAYERS
 from tests.test_contract import OPTIMIZERS as CLASSES
+from tests.training import arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -118,7 +119,7 @@ def test_every_page_of_an_algorithm_is_of_a_class():
 def test_a_page_names_every_state_and_argument(cls):
     optimizer = cls([torch.nn.Parameter(torch.ones(1))])
     group = dict(optimizer.param_groups[0])
-    names = {"step", *cls.carried, *optimizer.defaults}
+    names = {"step", *cls.carried, *arguments(cls)}
     names |= optimizer.states({**group, "amsgrad": True}).keys()
     text = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
     unnamed = {name for name in names if not re.search(rf"`{name}(=[^`]*)?`", text)}
@@ -132,7 +133,7 @@ DEFAULT = re.compile(r"^\|[^|]*\| `(?P<name>\w+)`[^|]*\| (?P<said>[^|]*) \|$", r
 def test_a_page_names_every_default(cls):
     text = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
     table = text.partition("| symbol | argument | default |")[2].partition("\n\n")[0]
-    defaults = cls([torch.nn.Parameter(torch.ones(1))]).defaults
+    defaults = arguments(cls)
     told = {}
     for row in DEFAULT.finditer(table):
         own = re.search(rf"`{cls.__name__}` (\S+?)(,|$)", row["said"])  # where classes differ

@@ -11,6 +11,7 @@ import torch
 from fusedstep.backends import BACKENDS, CudaBackend, choose
 
 from tests.training import (
+    arguments,
     assert_same,
     every_class,
     give_gradients,
@@ -93,8 +94,7 @@ def test_a_rates_tensor_is_looked_at_again(dtype):
 @every_class
 def test_a_flag_is_no_tensor_and_no_word(cls):
     """A tensor's memory would be read as a float32."""
-    options = cls(model()).defaults
-    flags = [name for name, value in options.items() if isinstance(value, bool)]
+    flags = [name for name, value in arguments(cls).items() if isinstance(value, bool)]
     assert {"maximize", *cls.constants} - {"released", "without_momentum"} <= set(flags)
     for name in flags:
         for bad in (torch.tensor(False), "yes", None):
@@ -200,6 +200,20 @@ def test_parameters_kernels_cannot_serve(make, message):
     with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert not optimizer.state and torch.equal(good[0], model((3,))[0])
+
+
+@every_class
+@pytest.mark.parametrize("what", ["step", "all"])
+def test_parameters_cannot_share_a_state(cls, what):
+    params = model((3,), (3,))
+    optimizer = cls(params)
+    train(optimizer, params, 2)
+    first, second = (optimizer.state[p] for p in params)
+    second.update({name: t for name, t in first.items() if what in (name, "all")})
+    before = stored(optimizer, params)
+    with pytest.raises(ValueError, match="parameter 0, its .* parameter 1, its .* share memory"):
+        train(optimizer, params, 1)
+    assert_same(stored(optimizer, params), before)
 
 
 @pytest.mark.parametrize("planned", [False, True])

@@ -42,10 +42,19 @@ def test_capturable_makes_every_live_number_a_tensor(cls):
     loaded.load_state_dict(cls(model(), max_grad_norm=1.0).state_dict())  # saved as numbers
     for each in [*copies, loaded]:
         for group in each.param_groups:
-            numbers = graphs.live_numbers(group)
+            numbers = graphs.live_numbers(group, optimizer.defaults)
             assert {"lr", "weight_decay", "max_grad_norm"} <= set(numbers)
             assert ("momentum" in numbers) == (cls is fusedstep.MADGRAD)
             assert all(isinstance(n, torch.Tensor) and n.ndim == 0 for n in numbers.values())
+
+
+def test_what_a_user_keeps_in_a_group_stays_as_it_is():
+    group = {"params": model(), "beta_schedule": "cosine", "momentum_steps": 5}
+    optimizer = fusedstep.AdamW([group], capturable=True)
+    kept = optimizer.param_groups[0]
+    assert kept["beta_schedule"] == "cosine" and type(kept["momentum_steps"]) is int
+    numbers = graphs.live_numbers(kept, optimizer.defaults)
+    assert set(numbers) == {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}
 
 
 def test_a_momentum_of_0_stays_a_number():
@@ -53,7 +62,7 @@ def test_a_momentum_of_0_stays_a_number():
     optimizer = fusedstep.MADGRAD(model(), momentum=0.0, capturable=True)
     group = optimizer.param_groups[0]
     assert group["momentum"] == 0.0 and not isinstance(group["momentum"], torch.Tensor)
-    assert "momentum" not in graphs.live_numbers(group)
+    assert "momentum" not in graphs.live_numbers(group, optimizer.defaults)
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "betas[1]", "max_grad_norm"])

@@ -283,3 +283,14 @@ def test_closure():
 
     first = optimizer.step(closure)
     assert optimizer.step(closure).item() < first.item()
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": False, "betas2": (0.9, 0.99)}])
+@every_class
+def test_an_argument_that_there_is_not_is_told_with_those_that_there_are(cls, options):
+    with pytest.raises(TypeError) as told:
+        cls(model(), **options)
+    message = f"{cls.__name__} has no argument {', '.join(map(repr, options))}. Leave it out; there"
+    assert str(told.value).startswith(message)
+    there = str(told.value).removesuffix(".").split(" there are ")[1].split(", ")
+    assert {"lr", "max_grad_norm", "capturable"} <= set(there) and len(there) == len(set(there))

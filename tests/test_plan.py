@@ -204,18 +204,11 @@ def test_strange_things_in_a_group_do_not_reach_native_code():
     optimizer = fusedstep.AdamW(ps)
     optimizer.step()
     optimizer.param_groups[0]["params"][1] = "not a tensor"
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError, match="parameter 1 is 'not a tensor', a str; .* Take it out"):
         optimizer.step()
-
-
-def test_what_only_looks_like_a_parameter_does_not_reach_native_code():
-    (p,) = params((3,))
-    lookalike = type("Lookalike", (), {"grad": None, "numel": lambda self: 3})()
-    optimizer = fusedstep.AdamW([p])
-    optimizer.param_groups[0]["params"].append(lookalike)
-    for _ in range(2):
-        optimizer.step()
-    assert int(optimizer.state[p]["step"]) == 2
+    optimizer.param_groups[0]["params"].pop()
+    optimizer.step()
+    assert int(optimizer.state[ps[0]]["step"]) == 2
 
 
 def test_a_parameter_laid_out_anew_at_its_address_is_planned_anew():

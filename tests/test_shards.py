@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fusedstep.plan import Plan
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from tests.distributed import (
@@ -117,9 +119,9 @@ def test_means_are_those_of_whole_tensors(mesh, layout):
     spawn(norms_are_those_of_whole_tensors, mesh, layouts, classes, world=math.prod(mesh))
 
 
-def load(folder, net, optimizer):
+def load(folder, net, optimizer, **options):
     found = dict(zip(("model", "optimizer"), get_state_dict(net, optimizer)))
-    dcp.load(found, checkpoint_id=folder)
+    dcp.load(found, checkpoint_id=folder, **options)
     set_state_dict(
         net, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"]
     )
@@ -163,6 +165,45 @@ def test_a_fully_sharded_model_trains(tmp_path):
         load(tmp_path / cls.__name__, net, optimizer)
         want = torch.load(tmp_path / f"{cls.__name__}.pt", weights_only=True)
         assert_same(stored(optimizer, list(net.parameters())), want)
+
+
+def no_process_skips_alone():
+    """FSDP1 shards without DTensors: its scaler tells the others what one has found."""
+    for original in False, True:
+        net = FullyShardedDataParallel(
+            network(), use_orig_params=original, device_id=torch.device("cpu")
+        )
+        optimizer = fusedstep.AdamW(net.parameters())
+        scaler = ShardedGradScaler("cpu", init_scale=8.0)
+        for t in range(4):
+            optimizer.zero_grad()
+            scaler.scale(net(torch.ones(2, 5)).square().mean()).backward()
+            if t == 2 and dist.get_rank() == 0:
+                held = next(p for p in net.parameters() if p.grad is not None and p.grad.numel())
+                held.grad.view(-1)[0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 4.0
+        assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # FSDP1 is old
+def test_no_process_skips_alone():
+    spawn(no_process_skips_alone)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_a_distributed_checkpoint_of_torchs_class_loads(tmp_path):
+    net = network()
+    theirs = torch.optim.AdamW(net.parameters())
+    net(torch.ones(2, 5)).sum().backward()
+    theirs.step()
+    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(net, theirs))), checkpoint_id=tmp_path)
+    want = {name: theirs.state[p]["exp_avg"].clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    ours = fusedstep.AdamW(net.parameters())
+    load(tmp_path, net, ours, planner=DefaultLoadPlanner(allow_partial_load=True))
+    assert_same({name: ours.state[p]["exp_avg"] for name, p in net.named_parameters()}, want)
 
 
 def gradients_come_as_they_are_distributed():

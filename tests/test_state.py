@@ -161,22 +161,6 @@ def test_notes_in_a_parameters_state_follow_its_device():
         assert older.dtype is torch.float64
 
 
-@pytest.mark.parametrize("cls, other", [("Adam", "AdamW"), ("AdamW", "Adam")])
-def test_the_decay_of_another_algorithm_is_refused(cls, other):
-    """torch's classes write into a checkpoint whether their decay is decoupled."""
-    params = model()
-    theirs = getattr(torch.optim, other)(params, weight_decay=0.1)
-    if "decoupled_weight_decay" not in theirs.defaults:
-        pytest.skip("this torch does not write it")
-    train(theirs, params, 1)
-    optimizer = getattr(fusedstep, cls)(params)
-    train(optimizer, params, 1)
-    before = stored(optimizer, params)
-    with pytest.raises(ValueError, match=f"decoupled_weight_decay is .* {cls} is not. Use {other}"):
-        optimizer.load_state_dict(theirs.state_dict())
-    assert_same(stored(optimizer, params), before)
-
-
 @every_class
 def test_making_states_for_a_checkpoint_moves_no_parameter(cls):
     """torch does it by a step with a rate of 0 and gradients of 0."""

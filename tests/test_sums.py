@@ -4,7 +4,7 @@ import fusedstep
 import numpy as np
 import pytest
 import torch
-from fusedstep import checks, testing
+from fusedstep import tensor_checks, testing
 from fusedstep.reference.numerics import tree
 from fusedstep.sums import CHUNK
 
@@ -230,9 +230,9 @@ def test_an_eps_that_vanishes_is_refused(cls, options):
 
 def test_a_norm_over_two_devices_is_refused():
     p, q = torch.ones(3), torch.ones(3, device="meta")
-    checks.one_device("max_grad_norm", [(0, p), (1, q)])
+    tensor_checks.one_device("max_grad_norm", [(0, p), (1, q)])
     with pytest.raises(NotImplementedError, match="max_grad_norm takes a norm .* cpu and meta"):
-        checks.one_device("max_grad_norm", [(0, p), (0, q)])
+        tensor_checks.one_device("max_grad_norm", [(0, p), (0, q)])
 
 
 def test_the_norm_of_a_skipped_step_is_told_too(backend, device):

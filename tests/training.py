@@ -1,9 +1,12 @@
 """Small models and their training, shared by the tests of behaviour."""
 
+import inspect
+
 import fusedstep
 import pytest
 import torch
 from fusedstep import testing
+from fusedstep.options import Options
 from fusedstep.reference.multi_tensor_apply import facts
 
 from tests.conftest import TESTED_BACKENDS
@@ -22,6 +25,12 @@ on_every_backend = pytest.mark.parametrize(
         for cls in ((fusedstep.AdamW, fusedstep.LAMB) if backend == "triton" else CLASSES)
     ],
 )
+
+
+def arguments(cls):
+    """What its constructor takes beside parameters and where and how to compute, with defaults."""
+    names = {*inspect.signature(cls).parameters, *Options.__annotations__}
+    return {name: value for name, value in cls(model()).defaults.items() if name in names}
 
 
 def model(*shapes, dtype=torch.float32, device="cpu", seed=0):

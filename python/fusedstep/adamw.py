@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from . import checks
 from .optimizer import FusedOptimizer
 from .options import Hyper, Options
 
@@ -58,6 +59,7 @@ class AdamW(FusedOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
+            "decoupled_weight_decay": self._decoupled,
         }
         super().__init__(params, defaults, **common)
 
@@ -65,17 +67,10 @@ class AdamW(FusedOptimizer):
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return dict.fromkeys(names if group["amsgrad"] else names[:2], 0.0)
 
-    def other_hypers(self, group):
-        return {"decoupled_weight_decay": self._decoupled}
-
     def check_group(self, where, group):
         super().check_group(where, group)
-        said = group.get("decoupled_weight_decay", self._decoupled)  # by a checkpoint of torch's
-        if said != self._decoupled:
-            raise ValueError(
-                f"{where}: decoupled_weight_decay is {said!r}, which {type(self).__name__} is not. "
-                f"Use {'Adam' if self._decoupled else 'AdamW'}, or take the entry out of the group."
-            )
+        twin = "Adam" if self._decoupled else "AdamW"
+        checks.decay_of_its_own(where, group, self._decoupled, twin)
 
 
 class Adam(AdamW):

@@ -74,6 +74,7 @@ class AvaGrad(FusedOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "skip_zero_second_moment": skip_zero_second_moment,
+            "decoupled_weight_decay": self._decoupled,
         }
         super().__init__(params, defaults, **common)
 
@@ -120,12 +121,11 @@ class AvaGrad(FusedOptimizer):
     def states(self, group):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
-    def other_hypers(self, group):
-        return {"decoupled_weight_decay": self._decoupled}
-
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.flags(where, group, "skip_zero_second_moment")
+        twin = "AvaGrad" if self._decoupled else "AvaGradW"
+        checks.decay_of_its_own(where, group, self._decoupled, twin)
         scaled = group["form"] == "released"  # eps, by the root of v's bias correction
         smallest = math.sqrt(checks.least_bias_correction(group["betas"][1])) if scaled else 1.0
         checks.eps_stays(where, group["eps"], smallest, group["params"])

@@ -1,4 +1,4 @@
-"""Checks of user input. Each raises one error: what, value, why, remedy."""
+"""Checks of hyper-parameters and options. Each raises one error: what, value, why, remedy."""
 
 import math
 from numbers import Real
@@ -8,9 +8,7 @@ import torch
 from . import memory, shards
 
 HYPER_DTYPES = (torch.float32, torch.float64)
-COUNT_DTYPES = (torch.int64, torch.int32)
 ROUNDED_TO_0 = 2.0**-150  # the largest number that is 0 as a float32
-PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def hyper_in(
@@ -70,6 +68,15 @@ def flags(where: str, group: dict, *names: str) -> None:
             raise ValueError(f"{where}: {name} is {value!r}. Pass True or False.")
 
 
+def decay_of_its_own(where: str, group: dict, decoupled: bool, twin: str) -> None:
+    """Require the weight decay of a class, which has a twin with the other one."""
+    if (said := group["decoupled_weight_decay"]) != decoupled:
+        raise ValueError(
+            f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. Use {twin}, or take "
+            f"the entry out of the group."
+        )
+
+
 def pair(where: str, name: str, value) -> tuple:
     """Require a tuple or list of two."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -108,119 +115,10 @@ def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tens
             )
 
 
-def _plain(where: str, what: str, t: torch.Tensor) -> None:
-    """Require a tensor with memory of its own."""
-    if not memory.is_sparse(t) and memory.is_missing(t):
-        raise ValueError(
-            f"{where} {what} a {type(t).__name__} on {t.device} without memory of its own, which "
-            f"kernels cannot read. Pass a plain tensor with storage."
-        )
-
-
-def parameter(where: str, p: torch.Tensor) -> None:
-    """Require a parameter that kernels can update in place."""
-    _plain(where, "is", p)
-    if shards.is_dtensor(p) and any(placement.is_partial() for placement in p.placements):
-        raise ValueError(
-            f"{where} is a DTensor with placements {p.placements}: each process holds a summand of "
-            f"all elements. Pass one that is sharded or replicated (`p.redistribute(...)`)."
-        )
-    p = shards.local(p)
-    if p.layout is not torch.strided:
-        raise ValueError(f"{where} has layout {p.layout}; kernels update dense memory. Densify it.")
-    if p.dtype not in PARAM_DTYPES:
-        remedy = (
-            "Pass torch.view_as_real(p)." if p.is_complex() else "Pass a floating-point tensor."
-        )
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in PARAM_DTYPES)
-        raise ValueError(f"{where} has dtype {p.dtype}; supported are {names}. {remedy}")
-    if p.is_neg():
-        raise ValueError(
-            f"{where} is a view of memory with its elements negated, as the imaginary part of a "
-            f"conjugated tensor is. Pass a copy (`p.detach().resolve_neg()`)."
-        )
-    if not memory.is_dense(p):
-        raise ValueError(
-            f"{where} has shape {tuple(p.shape)} and strides {p.stride()}: its elements overlap or "
-            f"leave gaps in memory. Pass a contiguous copy (`p.detach().clone()`)."
-        )
-
-
-def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str | None) -> None:
-    """Require a gradient that fits its parameter; a sparse one where there is no reason not to."""
-    if memory.is_sparse(g) and (why_not_sparse or g.layout is not torch.sparse_coo):
-        raise ValueError(
-            f"{where} has a gradient of layout {g.layout}; "
-            f"{why_not_sparse or 'of the sparse layouts only torch.sparse_coo is supported'}. "
-            f"Build the layer with sparse=False or densify the gradient (`p.grad.to_dense()`)."
-        )
-    _plain(where, "has as gradient", g)
-    allowed = {p.dtype} | ({torch.float32} if p.dtype.itemsize == 2 else set())
-    if g.dtype not in allowed:
-        raise ValueError(
-            f"{where} has dtype {p.dtype} and a gradient of dtype {g.dtype}. "
-            f"Cast the gradient (`p.grad = p.grad.to(p.dtype)`)."
-        )
-    if g.device != p.device or g.shape != p.shape:
-        raise ValueError(
-            f"{where} has shape {tuple(p.shape)} on {p.device} and a gradient of shape "
-            f"{tuple(g.shape)} on {g.device}. Recompute it (`optimizer.zero_grad()`, backward)."
-        )
-    _distributed_like(where, "has as gradient", g, p, "Compute it from the parameter.")
-    if shards.alike(g, p) and shards.local(g).shape != shards.local(p).shape:
-        raise ValueError(
-            f"{where} is a DTensor of which this process holds {tuple(shards.local(p).shape)}, and "
-            f"{tuple(shards.local(g).shape)} of its gradient. Cut both alike."
-        )
-
-
-def _distributed_like(where: str, what: str, t: torch.Tensor, p: torch.Tensor, remedy: str) -> None:
-    """Require that a tensor lies on its parameter's mesh of devices, or neither is on any."""
-    on, mesh = shards.mesh_of(t), shards.mesh_of(p)
-    if on != mesh:
-        raise ValueError(
-            f"{where} is {'no DTensor' if mesh is None else f'a DTensor on {mesh}'} and {what} "
-            f"{'a tensor that is none' if on is None else f'a DTensor on {on}'}. {remedy}"
-        )
-
-
-def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
-    """Require an entry of the state that kernels can take, or that can be copied into one."""
-    what = f"has as state {name}"
-    remedy = "Load the state of the same model, or clear it (`optimizer.state.pop(p)`)."
-    if scalar and isinstance(value, Real):
-        return
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{where} {what} {value!r}, which is not a tensor. {remedy}")
-    _plain(where, what, value)
-    if scalar and shards.is_dtensor(value):
-        raise ValueError(
-            f"{where} {what} a DTensor, where each process keeps a number of its own. Pass a 0-d "
-            f"tensor (`t.full_tensor()`)."
-        )
-    if not scalar:
-        how = "Distribute it as the parameter is (torch.distributed.checkpoint loads so)."
-        _distributed_like(where, what, value, p, how)
-    real = value.dtype in PARAM_DTYPES or (scalar and value.dtype in COUNT_DTYPES)
-    if memory.is_sparse(value) or not real:
-        raise ValueError(
-            f"{where} {what} a {value.dtype} tensor of layout {value.layout}; kernels take dense "
-            f"tensors of real numbers. {remedy}"
-        )
-    if value.numel() != 1 if scalar else value.shape != p.shape:
-        raise ValueError(
-            f"{where} {what} a tensor of shape {tuple(value.shape)}; the parameter's shape is "
-            f"{tuple(p.shape)}{', and this is one number' if scalar else ''}. {remedy}"
-        )
-
-
-def state_value(where: str, name: str, value: float, whole: bool) -> None:
-    """Require a loaded number to be finite, and a ``whole`` one to be a count of steps."""
-    if not math.isfinite(value) or (whole and not (0 <= value < 2**53 and value == int(value))):
-        raise ValueError(
-            f"{where} has as state {name} {value:g}, which is not a "
-            f"{'number of steps' if whole else 'finite number'}. Load an intact checkpoint."
-        )
+def max_grad_norm(where: str, value) -> None:
+    """Require None, a positive number (inf: measure, never clip) or a 0-d tensor."""
+    if value is not None and not (isinstance(value, Real) and value == math.inf):
+        hyper_in(where, "max_grad_norm", value, 0.0, low_open=True)
 
 
 def kept_sums(where: str, name: str, value) -> None:
@@ -231,57 +129,6 @@ def kept_sums(where: str, name: str, value) -> None:
             f"{where}: {name} is {value!r}; the optimizer keeps two numbers there, in a float64 "
             f"tensor. Load an intact checkpoint, or start anew (`group.pop({name!r})`)."
         )
-
-
-def no_overlap(entries: list[tuple[str, torch.Tensor]]) -> None:
-    """Require that no two parameters share memory."""
-    for i, k in memory.overlaps([p for _, p in entries]):
-        raise ValueError(
-            f"{entries[i][0]} and {entries[k][0]} share memory; each would be updated twice. "
-            f"Pass the shared parameter once."
-        )
-
-
-def one_device(what: str, entries: list[tuple[int, torch.Tensor]]) -> None:
-    """Require that the parameters of every segment, whose squares are summed, share a device."""
-    devices: dict[int, torch.device] = {}
-    for segment, p in entries:
-        if devices.setdefault(segment, p.device) != p.device:
-            raise NotImplementedError(
-                f"{what} takes a norm over parameters on {devices[segment]} and {p.device}, which "
-                f"is not supported. Keep them on one device, or use an optimizer for each device."
-            )
-
-
-def cut_alike(what: str, segments: list[int], axes: list[tuple]) -> None:
-    """Require that the parameters of every segment, whose squares are summed, are cut along the
-    same axes of a mesh, if they are cut."""
-    first: dict[int, int] = {}
-    for i, (segment, along) in enumerate(zip(segments, axes, strict=True)):
-        k = first.setdefault(segment, i)
-        if along != axes[k]:
-            raise NotImplementedError(
-                f"{what} sums over parameters {k} and {i} (counted through all groups) together, "
-                f"which are distributed over processes in different ways; that is not supported. "
-                f"Distribute them alike, or use an optimizer for each."
-            )
-
-
-def on_mesh(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
-    """Require that this process is on the meshes of all parameters."""
-    for where, p in entries:
-        if not shards.has_place(p):
-            raise NotImplementedError(
-                f"{where} lies on {shards.mesh_of(p)}, of which this process is not a part; {what} "
-                f"takes a norm over it that this process cannot know. Give each process the "
-                f"parameters that it has a part of."
-            )
-
-
-def max_grad_norm(where: str, value) -> None:
-    """Require None, a positive number (inf: measure, never clip) or a 0-d tensor."""
-    if value is not None and not (isinstance(value, Real) and value == math.inf):
-        hyper_in(where, "max_grad_norm", value, 0.0, low_open=True)
 
 
 def amp_tensor(name: str, value) -> None:

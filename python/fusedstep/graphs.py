@@ -7,6 +7,7 @@ is decided once, during capture.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,12 +34,15 @@ def is_live(name: str, value: Any) -> bool:
     return name in ("lr", "weight_decay", "eps", "max_grad_norm") or name.startswith("beta")
 
 
-def live_numbers(group: dict[str, Any]) -> dict[str, Any]:
+def live_options(group: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those among the optimizer's names: what else there is in a group is its user's."""
+    return {name: group[name] for name in names if is_live(name, group[name])}
+
+
+def live_numbers(group: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """A group's live options, pairs taken apart, that are not None."""
     found: dict[str, Any] = {}
-    for name, value in group.items():
-        if not is_live(name, value):
-            continue
+    for name, value in live_options(group, names).items():
         if isinstance(value, (tuple, list)):
             found |= {f"{name}[{i}]": part for i, part in enumerate(value)}
         elif value is not None:
@@ -46,7 +50,7 @@ def live_numbers(group: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def make_live(group: dict[str, Any]) -> None:
+def make_live(group: dict[str, Any], names: Iterable[str]) -> None:
     """Turn a group's live numbers into 0-d float64 tensors beside its parameters."""
     device = next((p.device for p in group["params"]), None)
 
@@ -55,9 +59,7 @@ def make_live(group: dict[str, Any]) -> None:
             return value.to(device)
         return None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
 
-    for name, value in group.items():
-        if is_live(name, value):
-            group[name] = tree_map(tensor, value)
+    group.update(tree_map(tensor, live_options(group, names)))
 
 
 def check(optimizer: FusedOptimizer) -> None:
@@ -70,7 +72,7 @@ def check(optimizer: FusedOptimizer) -> None:
                     f"{where} has a parameter on {p.device}: a CUDA graph records work of a GPU "
                     f"only, and no replay would update it. Step such parameters outside of it."
                 )
-        for name, value in live_numbers(group).items():
+        for name, value in live_numbers(group, optimizer.defaults).items():
             if not on_gpu(value):
                 raise RuntimeError(
                     f"{where}: {name} is {value!r}: a CUDA graph would keep this value in all of "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
+from itertools import chain
 from typing import Any
 
 import torch
@@ -71,6 +73,14 @@ class KeepsState(torch.optim.Optimizer):
         finally:
             hook.remove()
             self._loading = None
+        states = [state for p, state in self.state.items() if isinstance(p, torch.Tensor)]
+        held = ", ".join(map(str, dict.fromkeys(chain(*states))))
+        if held and not any("step" in state for state in states):
+            warnings.warn(
+                f"{type(self).__name__}: the loaded states hold {held}, and nothing that it keeps: "
+                f"its moments and counts begin anew. Load what an optimizer of this class saved.",
+                stacklevel=2,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
@@ -90,7 +100,7 @@ class KeepsState(torch.optim.Optimizer):
             if loading is not None:
                 self.check_group(self.where(i), group)
             if self.capturable:
-                graphs.make_live(group)
+                graphs.make_live(group, self.defaults)
         if loading is not None:
             state = {**state, "state": self._adopt(loading, state["param_groups"])}
         super().__setstate__(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import checks, memory, shards, state_tensors, watch
+from . import memory, shards, state_tensors, tensor_checks, watch
 from .backends import choose
 from .launch import OWN_HYPERS, Entry, Kind, Launch
 from .plan import Plan
@@ -63,10 +64,10 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     optimizer's states change, so that what ends it before, for want of memory say, loses nothing.
     (States that have to be converted are there twice for a moment.)
     """
+    planned = _checked(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     numels = [0 if is_lazy(p) else shards.local(p).numel() for p in params]
     axes = [shards.axes(p) for p in params]
-    planned = _checked(optimizer)
     devices = {each.param.device for each in planned}
     backends = {device: choose(optimizer.backend, device) for device in devices}
     rule = facts(optimizer.rule, 0)
@@ -116,6 +117,7 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
     index = count()
     for g, group in enumerate(optimizer.param_groups):
         watch.require(optimizer.where(g), 'its "params"', group["params"], list)
+        tensor_checks.tensors(optimizer.where(g), group["params"])
         optimizer.check_group(optimizer.where(g), group)  # it may depend on the parameters
         for k, p in enumerate(group["params"]):
             i, state = next(index), optimizer.state.get(p, {})
@@ -129,11 +131,11 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
             if p.grad is None and not state.keys() & alike.layout.keys():
                 continue  # others keep something there
             try:
-                checks.parameter(where, p)
+                tensor_checks.parameter(where, p)
                 if p.grad is not None:
                     sparse = memory.is_sparse(p.grad)
                     why_not = optimizer.why_not_sparse(group) if sparse else None
-                    checks.gradient(where, p, p.grad, why_not)
+                    tensor_checks.gradient(where, p, p.grad, why_not)
                 optimizer.check_state(where, group, state)
                 unfit = state_tensors.check(where, state, p, alike.layout)
             except ValueError:
@@ -142,12 +144,23 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
                 continue
             planned.append(_Planned(i, where, p, alike, unfit))
     stepping = [each for each in planned if each.param.grad is not None]
-    checks.no_overlap([(each.where, shards.local(each.param)) for each in stepping])
+    tensor_checks.no_overlap([*_memory_of(optimizer, stepping)])
     if stepping and (optimizer.clips() or not facts(optimizer.rule, 0).COUNTS_ALL):
         # on other devices nothing steps; norms are of one device
         devices = {each.param.device for each in stepping}
         planned = [each for each in planned if each.param.device in devices]
     return planned
+
+
+def _memory_of(
+    optimizer: FusedOptimizer, stepping: list[_Planned]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What kernels write of parameters and of their states, those that are there."""
+    for each in stepping:
+        yield each.where, shards.local(each.param)
+        for name in each.alike.layout:
+            if name not in each.unfit:
+                yield f"{each.where}, its {name},", shards.local(optimizer.state[each.param][name])
 
 
 def _displaced(planned: list[_Planned]) -> set[int]:
@@ -164,11 +177,11 @@ def _check_sums(
     """Require that what is summed together can be."""
     if segments:
         name = type(optimizer).__name__
-        checks.one_device(name, [(segments[each.index], each.param) for each in planned])
-        checks.cut_alike(name, segments, axes)
+        tensor_checks.one_device(name, [(segments[each.index], each.param) for each in planned])
+        tensor_checks.cut_alike(name, segments, axes)
     if optimizer.clips():
-        checks.one_device("max_grad_norm", [(0, each.param) for each in planned])
-        checks.on_mesh("max_grad_norm", [(each.where, each.param) for each in planned])
+        tensor_checks.one_device("max_grad_norm", [(0, each.param) for each in planned])
+        tensor_checks.on_mesh("max_grad_norm", [(each.where, each.param) for each in planned])
 
 
 def _entry(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from . import checks, graphs
+from . import checks, graphs, shards
 from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
-from .options import Chosen, Hyper, make_plain
+from .options import Chosen, Hyper, make_plain, not_below_0, or_inf, why_not
 from .plan import Plan
 from .watch import Watch, contents
 
@@ -62,8 +61,6 @@ class FusedOptimizer(KeepsState):
     state_dtype: torch.dtype | None = Chosen((None, torch.bfloat16))  # type: ignore[assignment]
     capturable: bool = Chosen((False, True))  # type: ignore[assignment]
 
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: ParamsT,
@@ -76,7 +73,10 @@ class FusedOptimizer(KeepsState):
         master_weights: bool = False,
         state_dtype: torch.dtype | None = None,
         capturable: bool = False,
+        **unknown: Any,
     ):
+        if unknown:
+            raise TypeError(why_not(type(self), unknown))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self.capturable = capturable
         self._captured = []
@@ -132,7 +132,7 @@ class FusedOptimizer(KeepsState):
     def check_group(self, where: str, group: dict[str, Any]) -> None:
         """Raise on a hyper-parameter outside its range."""
         checks.max_grad_norm(where, group["max_grad_norm"])
-        checks.hyper_in(where, "lr", _not_below_0(group)["lr"], 0.0)
+        checks.hyper_in(where, "lr", not_below_0(group)["lr"], 0.0)
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
         if "eps" in self.defaults:
             checks.hyper_in(where, "eps", group["eps"], 0.0)
@@ -145,6 +145,13 @@ class FusedOptimizer(KeepsState):
         """Raise on a parameter's state that the group's options cannot go on from."""
 
     # The step
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not of FSDP1's
+        parameters, whose scaler there tells the other processes of an infinity."""
+        params = (p for group in self.param_groups for p in group["params"])
+        return not any(map(shards.is_flattened, params))
 
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
     @with_hooks
@@ -236,8 +243,8 @@ class FusedOptimizer(KeepsState):
         for i, group in enumerate(self.param_groups):
             self.check_group(self.where(i), group)
         rows = [
-            (group["maximize"], _or_inf(group["max_grad_norm"]), *self._hyper_values(group))
-            for group in map(_not_below_0, self.param_groups)
+            (group["maximize"], or_inf(group["max_grad_norm"]), *self._hyper_values(group))
+            for group in map(not_below_0, self.param_groups)
         ]
         kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in self.param_groups]
         if kernels != self._kernels:
@@ -283,17 +290,7 @@ class FusedOptimizer(KeepsState):
             self.param_groups.pop()
             raise
         if self.capturable:
-            graphs.make_live(self.param_groups[-1])
-
-
-def _not_below_0(group: dict[str, Any]) -> dict[str, Any]:
-    """A group, its rate 0 where rounding brought it below, as at the end of torch's LinearLR."""
-    lr = group["lr"]
-    return {**group, "lr": 0.0} if isinstance(lr, float) and -1e-12 < lr < 0.0 else group
-
-
-def _or_inf(max_grad_norm: Hyper | None) -> Hyper:
-    return math.inf if max_grad_norm is None else max_grad_norm
+            graphs.make_live(self.param_groups[-1], self.defaults)
 
 
 def _as_read(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

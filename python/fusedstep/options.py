@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal, TypedDict
@@ -49,6 +51,26 @@ class Chosen:
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
         vars(optimizer)[self.name] = value
         optimizer._forget()
+
+
+def why_not(cls: type, unknown: Iterable[str]) -> str:
+    """Why a class cannot be built with some arguments."""
+    named = inspect.signature(cls).parameters.values()
+    known = [p.name for p in named if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = (*OptionsButClipping.__annotations__, "max_grad_norm")
+    known += [name for name in options if name not in known]
+    told = ", ".join(map(repr, unknown))
+    return f"{cls.__name__} has no argument {told}. Leave it out; there are {', '.join(known)}."
+
+
+def not_below_0(group: dict[str, Any]) -> dict[str, Any]:
+    """A group, its rate 0 where rounding brought it below, as at the end of torch's LinearLR."""
+    lr = group["lr"]
+    return {**group, "lr": 0.0} if isinstance(lr, float) and -1e-12 < lr < 0.0 else group
+
+
+def or_inf(max_grad_norm: Hyper | None) -> Hyper:
+    return math.inf if max_grad_norm is None else max_grad_norm
 
 
 def make_plain(group: dict[str, Any], names: Iterable[str]) -> None:

@@ -26,6 +26,11 @@ def is_dtensor(t: object) -> TypeGuard[DTensor]:
     return kind is not None and isinstance(t, kind)
 
 
+def is_flattened(p: torch.Tensor) -> bool:
+    """Whether a parameter is ``FullyShardedDataParallel``'s: a part, or all, of a flat one."""
+    return getattr(p, "_fsdp_flattened", False)
+
+
 def mesh_of(t: torch.Tensor) -> DeviceMesh | None:
     """The ``DeviceMesh`` that a tensor is distributed over; None where it is no DTensor."""
     return t.device_mesh if is_dtensor(t) else None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_map_only
 
-from . import checks, memory, shards
+from . import memory, shards, tensor_checks
 
 MASTER = "master_param"  # a float32 copy of a 16-bit parameter
 LATE = ("max_exp_avg_sq",)  # what an option may add to a state that is there
@@ -34,7 +34,7 @@ def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, 
     lacking = []
     for name in unfit:
         if name in state:
-            checks.state(where, name, state[name], p, layout[name].scalar)
+            tensor_checks.state(where, name, state[name], p, layout[name].scalar)
             _check_value(where, name, state[name], layout[name])
         elif layout[name].fill is not None and name not in LATE:
             lacking.append(name)
@@ -51,7 +51,7 @@ def check(where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, 
 def _check_value(where: str, name: str, value: Any, slot: Slot) -> None:
     """Require that what becomes a count is one, and another number finite."""
     if slot.scalar:
-        checks.state_value(where, name, float(value), whole=slot.dtype is torch.int64)
+        tensor_checks.state_value(where, name, float(value), whole=slot.dtype is torch.int64)
 
 
 def completed(
