@@ -140,6 +140,24 @@ def test_one_step_equals_unscale_clip_and_step(cls):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
 
 
+def test_a_scaler_that_shall_unscale_itself_does():
+    """Some frameworks' clipping wants it so."""
+    scaled, plain = model(), model()
+    a, b = fusedstep.AdamW(scaled), fusedstep.AdamW(plain)
+    a._step_supports_amp_scaling = False
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    scaler.scale(torch.zeros(1))
+    give_gradients(scaled)
+    give_gradients(plain)
+    unscaled = [p.grad.clone() for p in scaled]
+    for p in scaled:
+        p.grad.mul_(256.0)
+    scaler.step(a)
+    b.step()
+    assert all(map(torch.equal, (p.grad for p in scaled), unscaled))
+    assert_same(stored(a, scaled), stored(b, plain))
+
+
 def test_accelerate_hands_the_scaler_through():
     """Its wrapper calls step(*args, **kwargs): what a scaler would pass as an argument is lost."""
     Accelerator(cpu=True)  # the wrapper asks for its state

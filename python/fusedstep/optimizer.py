@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -146,7 +147,7 @@ class FusedOptimizer(KeepsState):
 
     # The step
 
-    @property
+    @cached_property  # which may be assigned, as those do who want the scaler to unscale
     def _step_supports_amp_scaling(self) -> bool:
         """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not of FSDP1's
         parameters, whose scaler there tells the other processes of an infinity."""
