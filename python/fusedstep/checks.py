@@ -72,8 +72,8 @@ def decay_of_its_own(where: str, group: dict, decoupled: bool, twin: str) -> Non
     """Require the weight decay of a class, which has a twin with the other one."""
     if (said := group["decoupled_weight_decay"]) != decoupled:
         raise ValueError(
-            f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. Use {twin}, or take "
-            f"the entry out of the group."
+            f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. Use {twin}, or set "
+            f"it to {decoupled}."
         )
 
 

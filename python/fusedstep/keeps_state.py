@@ -61,6 +61,9 @@ class KeepsState(torch.optim.Optimizer):
         Raises:
             ValueError, TypeError: a state lacks a part or does not fit its parameter, a count is
                 none, or a hyper-parameter is out of range. Nothing has changed.
+
+        Warns:
+            UserWarning: no state has anything that this class keeps: all begin anew.
         """
 
         def keep_from_torch(_, loaded):
