@@ -1,6 +1,8 @@
 """What a checkpoint brings is checked before use; one that is refused changes nothing."""
 
 import copy
+import pickle
+import warnings
 
 import fusedstep
 import pytest
@@ -61,6 +63,19 @@ def test_the_decay_of_another_algorithm_is_refused(cls, other, library):
     assert_same(stored(optimizer, params), before)
 
 
+@pytest.mark.parametrize("cls", [fusedstep.AdamW, fusedstep.AvaGrad])
+def test_an_optimizer_pickled_before_its_decay_was_an_entry_steps(cls):
+    params = model()
+    older = cls(params)
+    del older.defaults["decoupled_weight_decay"], older.param_groups[0]["decoupled_weight_decay"]
+    loaded = pickle.loads(pickle.dumps(older))
+    copies = loaded.param_groups[0]["params"]
+    train(loaded, copies, 2)
+    optimizer = cls(params)
+    train(optimizer, params, 2)
+    assert_same(stored(loaded, copies), stored(optimizer, params))
+
+
 @every_class
 def test_states_of_another_kind_of_optimizer_are_told(cls):
     params = model()
@@ -68,11 +83,13 @@ def test_states_of_another_kind_of_optimizer_are_told(cls):
     train(theirs, params, 1)
     with pytest.warns(UserWarning, match=f"{cls.__name__}: the loaded states hold momentum_buffer"):
         cls(params).load_state_dict(theirs.state_dict())
-    optimizer = cls(params)
-    optimizer.load_state_dict(cls(params).state_dict())  # none at all
-    train(optimizer, params, 1)
-    optimizer.state[params[0]]["note"] = 1
-    cls(params).load_state_dict(optimizer.state_dict())  # and its own
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = cls(params)
+        optimizer.load_state_dict(cls(params).state_dict())  # none at all
+        train(optimizer, params, 1)
+        optimizer.state[params[0]]["note"] = 1
+        cls(params).load_state_dict(optimizer.state_dict())  # and its own
 
 
 @pytest.mark.parametrize("what", SPOILED)

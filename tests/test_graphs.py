@@ -49,9 +49,11 @@ def test_capturable_makes_every_live_number_a_tensor(cls):
 
 
 def test_what_a_user_keeps_in_a_group_stays_as_it_is():
+    pair = type("Pair", (list,), {})((0.9, 0.99))  # as a loader of YAML may make
     group = {"params": model(), "beta_schedule": "cosine", "momentum_steps": 5}
-    optimizer = fusedstep.AdamW([group], capturable=True)
+    optimizer = fusedstep.AdamW([group], betas=pair, capturable=True)
     kept = optimizer.param_groups[0]
+    assert type(kept["betas"]) is type(pair)
     assert kept["beta_schedule"] == "cosine" and type(kept["momentum_steps"]) is int
     numbers = graphs.live_numbers(kept, optimizer.defaults)
     assert set(numbers) == {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}

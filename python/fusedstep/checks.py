@@ -70,7 +70,8 @@ def flags(where: str, group: dict, *names: str) -> None:
 
 def decay_of_its_own(where: str, group: dict, decoupled: bool, twin: str) -> None:
     """Require the weight decay of a class, which has a twin with the other one."""
-    if (said := group["decoupled_weight_decay"]) != decoupled:
+    # optimizers that were pickled when it was no entry lack it
+    if (said := group.setdefault("decoupled_weight_decay", decoupled)) != decoupled:
         raise ValueError(
             f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. Use {twin}, or set "
             f"it to {decoupled}."

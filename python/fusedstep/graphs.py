@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -59,7 +58,9 @@ def make_live(group: dict[str, Any], names: Iterable[str]) -> None:
             return value.to(device)
         return None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
 
-    group.update(tree_map(tensor, live_options(group, names)))
+    for name, value in live_options(group, names).items():
+        several = isinstance(value, (tuple, list))
+        group[name] = type(value)(map(tensor, value)) if several else tensor(value)
 
 
 def check(optimizer: FusedOptimizer) -> None:

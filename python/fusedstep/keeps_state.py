@@ -81,7 +81,8 @@ class KeepsState(torch.optim.Optimizer):
         if held and not any("step" in state for state in states):
             warnings.warn(
                 f"{type(self).__name__}: the loaded states hold {held}, and nothing that it keeps: "
-                f"its moments and counts begin anew. Load what an optimizer of this class saved.",
+                f"its moments and counts begin anew. Unless it was saved before a first step, load "
+                f"what an optimizer of this class saved.",
                 stacklevel=2,
             )
 

@@ -84,6 +84,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             touched[each.index] = Touched(p.grad)
         kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
         kinds.setdefault(kind, []).append(entry)
+    stepping = [each for each in planned if each.param.grad is not None]
+    tensor_checks.no_overlap([(where, t) for _, where, t in _memory_of(stepping, states)])
     hypers, slots = OWN_HYPERS + len(optimizer.hypers), first_slots(numels)
     launches = [
         Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
@@ -105,7 +107,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             _plan_passes(optimizer, launch, sums, norm)
     for p, state in states.items():
         state_tensors.replace(optimizer.state[p], state)
-    return Plan(optimizer, launches, backends, touched, _displaced(planned))
+    return Plan(optimizer, launches, backends, touched, _displaced(planned, states))
 
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
@@ -144,7 +146,6 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
                 continue
             planned.append(_Planned(i, where, p, alike, unfit))
     stepping = [each for each in planned if each.param.grad is not None]
-    tensor_checks.no_overlap([*_memory_of(optimizer, stepping)])
     if stepping and (optimizer.clips() or not facts(optimizer.rule, 0).COUNTS_ALL):
         # on other devices nothing steps; norms are of one device
         devices = {each.param.device for each in stepping}
@@ -153,22 +154,22 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
 
 
 def _memory_of(
-    optimizer: FusedOptimizer, stepping: list[_Planned]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """What kernels write of parameters and of their states, those that are there."""
-    for each in stepping:
-        yield each.where, shards.local(each.param)
+    planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]
+) -> Iterator[tuple[_Planned, str, torch.Tensor]]:
+    """Parameters and their states: whose, under which name, and where."""
+    for each in planned:
+        yield each, each.where, shards.local(each.param)
         for name in each.alike.layout:
-            if name not in each.unfit:
-                yield f"{each.where}, its {name},", shards.local(optimizer.state[each.param][name])
+            yield each, f"{each.where}, its {name},", shards.local(states[each.param][name])
 
 
-def _displaced(planned: list[_Planned]) -> set[int]:
-    """The parameters without a gradient whose memory others share, as where one has taken over an
-    older one's: should a gradient appear, the two must be checked."""
-    overlaps = memory.overlaps([shards.local(each.param) for each in planned])
-    sharing = {k for pair in overlaps for k in pair}
-    return {planned[k].index for k in sharing if planned[k].param.grad is None}
+def _displaced(planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]) -> set[int]:
+    """The parameters without a gradient whose memory, or whose states', others share, as where one
+    has taken over an older one's: should a gradient appear, the two must be checked."""
+    held = [*_memory_of(planned, states)]
+    pairs = memory.overlaps([t for _, _, t in held])
+    sharing = (held[k][0] for pair in pairs for k in pair)
+    return {each.index for each in sharing if each.param.grad is None}
 
 
 def _check_sums(

@@ -56,7 +56,8 @@ class Chosen:
 def why_not(cls: type, unknown: Iterable[str]) -> str:
     """Why a class cannot be built with some arguments."""
     named = inspect.signature(cls).parameters.values()
-    known = [p.name for p in named if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    known = [p.name for p in named if p.kind not in several]
     options = (*OptionsButClipping.__annotations__, "max_grad_norm")
     known += [name for name in options if name not in known]
     told = ", ".join(map(repr, unknown))
