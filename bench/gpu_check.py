@@ -132,6 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=known, default=known, help="parts to run")
     parser.add_argument("--seconds", type=float, default=465, help="for all of it; default: 465")
     chosen = parser.parse_args(arguments)
+    # In a shell's background interrupts are ignored, and what is ignored the parts would ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end = time.monotonic() + chosen.seconds
     OUT.mkdir(parents=True, exist_ok=True)
     results = {}

@@ -20,7 +20,8 @@ def test_a_part_gives_its_status_and_its_log(tmp_path):
 def test_a_part_whose_time_is_up_can_tell_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "GRACE", 120.0)  # it ends at once, but on a machine that stalls
     program = (
-        "import time\n"
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # if tests run in background
         "try: print('begun'); time.sleep(60)\n"
         "except KeyboardInterrupt: print('told')\n"
     )
