@@ -84,8 +84,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             touched[each.index] = Touched(p.grad)
         kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
         kinds.setdefault(kind, []).append(entry)
-    stepping = [each for each in planned if each.param.grad is not None]
-    tensor_checks.no_overlap([(where, t) for _, where, t in _memory_of(stepping, states)])
+    used = [*_memory_of(planned, states)]
+    tensor_checks.no_overlap([(where, t) for each, where, t in used if each.param.grad is not None])
     hypers, slots = OWN_HYPERS + len(optimizer.hypers), first_slots(numels)
     launches = [
         Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
@@ -107,7 +107,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             _plan_passes(optimizer, launch, sums, norm)
     for p, state in states.items():
         state_tensors.replace(optimizer.state[p], state)
-    return Plan(optimizer, launches, backends, touched, _displaced(planned, states))
+    return Plan(optimizer, launches, backends, touched, _displaced(used))
 
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
@@ -163,12 +163,11 @@ def _memory_of(
             yield each, f"{each.where}, its {name},", shards.local(states[each.param][name])
 
 
-def _displaced(planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]) -> set[int]:
+def _displaced(used: list[tuple[_Planned, str, torch.Tensor]]) -> set[int]:
     """The parameters without a gradient whose memory, or whose states', others share, as where one
     has taken over an older one's: should a gradient appear, the two must be checked."""
-    held = [*_memory_of(planned, states)]
-    pairs = memory.overlaps([t for _, _, t in held])
-    sharing = (held[k][0] for pair in pairs for k in pair)
+    pairs = memory.overlaps([t for _, _, t in used])
+    sharing = (used[k][0] for pair in pairs for k in pair)
     return {each.index for each in sharing if each.param.grad is None}
 
 

@@ -58,8 +58,7 @@ def why_not(cls: type, unknown: Iterable[str]) -> str:
     named = inspect.signature(cls).parameters.values()
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     known = [p.name for p in named if p.kind not in several]
-    options = (*OptionsButClipping.__annotations__, "max_grad_norm")
-    known += [name for name in options if name not in known]
+    known += [name for name in Options.__annotations__ if name not in known]
     told = ", ".join(map(repr, unknown))
     return f"{cls.__name__} has no argument {told}. Leave it out; there are {', '.join(known)}."
 
