@@ -48,6 +48,8 @@ def update(s, g, p, state, variant: tl.constexpr):
     if released:
         # p -= lr/bc1 m / (sqrt(v) + eps)
         p = p - div(step_size * m, sqrt(v) + eps)
+    elif moments[3]:  # w is one: the forms are one
+        p = p - div(step_size * m, sqrt(v) + eps)
     else:
         # p -= lr sqrt(w)/bc1 m / (sqrt(w v) + eps)
         p = p - div(step_size * sqrt(w) * m, sqrt(w * v) + eps)

@@ -15,9 +15,11 @@ inline namespace FUSEDSTEP_LEVEL {
 template <class T>
 struct MaxVA {
   T lo, hi, delta;
+  bool faded;  // every q is zero, and stays so
 
   // Where q is less, 1 - q is 1, and it is stored as zero; `bound` is at or above every q.
   static constexpr double kFaded = sizeof(T) == sizeof(float) ? 0x1p-25 : 0x1p-54;
+  static FUSEDSTEP_HD bool is_faded(double bound) { return bound < kFaded; }
 
   static FUSEDSTEP_HD MaxVA scalars(double lo, double hi, double init, double delta, std::int64_t t,
                                     double& bound) {
@@ -25,9 +27,10 @@ struct MaxVA {
     init = select(init < 0.0, select(hi < 1.0, hi, 0.9), init);
     lo = select(t == 1, init, lo);
     hi = select(t == 1, init, hi);
+    const bool faded = is_faded(bound);
     // bound *= hi as rounded, with an allowance for the rounding of beta q
     bound = bound * (double(T(hi)) * (1.0 + 0x1p-22));
-    return {T(lo), T(hi), T(delta)};
+    return {T(lo), T(hi), T(delta), faded};
   }
 
   // Moves u, s and q one step on and returns w.
@@ -40,17 +43,18 @@ struct MaxVA {
     // beta = clip((d + s) / ((2 - q) d + q s + delta), lo, hi)
     const V ratio = div(d + s, (T(2) - q) * d + q * s + delta);
     const V beta = clip(ratio, lo, hi);
-    // q = beta q,  w = 1 - q
-    q = beta * q;
-    q = select(q < T(kFaded), V(T(0)), q);
-    const V w = one - q;
-    // gamma = (1 - beta) / w
-    const V gamma = div(one - beta, w);
+    // q = beta q,  w = 1 - q,  gamma = (1 - beta) / w
+    V gamma = one - beta;
+    if (!faded) {  // else w is one: dividing by it changes no bit
+      q = beta * q;
+      q = select(q < T(kFaded), V(T(0)), q);
+      gamma = div(gamma, one - q);
+    }
     // u += gamma e
     u = u + gamma * e;
     // s = (1 - gamma)(s + gamma d)
     s = (one - gamma) * (s + gamma * d);
-    return w;
+    return one - q;
   }
 };
 

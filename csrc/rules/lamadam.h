@@ -22,7 +22,7 @@ struct LaMAdam : RuleDefaults {
     MaxVA<T> moments;
   };
 
-  static FUSEDSTEP_HD bool faded(const double* carried) { return carried[0] < MaxVA<T>::kFaded; }
+  static FUSEDSTEP_HD bool faded(const double* carried) { return MaxVA<T>::is_faded(carried[0]); }
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double* carried) {
     const double lr = hyper[0], beta1 = hyper[1], eps = hyper[5];

@@ -21,7 +21,7 @@ struct MAdam : RuleDefaults {
     MaxVA<T> moments;
   };
 
-  static FUSEDSTEP_HD bool faded(const double* carried) { return carried[0] < MaxVA<T>::kFaded; }
+  static FUSEDSTEP_HD bool faded(const double* carried) { return MaxVA<T>::is_faded(carried[0]); }
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double* carried) {
     const double lr = hyper[0], beta1 = hyper[1], eps = hyper[5];
@@ -48,7 +48,7 @@ struct MAdam : RuleDefaults {
     if constexpr (kAmsgrad) v = state[4] = max(state[4], v);
     // m = beta1 m + (1 - beta1) g
     m = ema(m, g, s.beta1, s.one_minus_beta1);
-    if constexpr (kReleased) {
+    if (kReleased || s.moments.faded) {  // once w is one, the forms are one
       // p -= lr/bc1 m / (sqrt(v) + eps)
       p = p - div(s.step_size * m, sqrt(v) + s.eps);
     } else {
