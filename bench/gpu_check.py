@@ -80,8 +80,8 @@ STAGES: list[dict[str, Part]] = [
     },
     {"bench_f32": bench("bench_f32", "--set", "bert-large", "gpt2-xl", "--peers", "torch-fused",
                         "torch-foreach", "torch-optimi", "flashoptim", "bitsandbytes", "timm")},
-    {"bench_bf16": bench("bench_bf16", "--set", "bert-large", "--peers", "none", "--dtype",
-                         "bf16")},
+    {"bench_dtypes": bench("bench_dtypes", "--set", "bert-large", "--peers", "none", "--dtype",
+                           "bf16", "f16", "bf16-master", "bf16-state16")},
     {"bench_host": bench("bench_host", "--set", "tiny", "bert-base", "--algorithms", "adamw",
                          "madam", "lamb")},
 ]  # fmt: skip
