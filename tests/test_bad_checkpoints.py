@@ -141,6 +141,22 @@ def test_a_state_of_another_algorithm_is_refused():
         fusedstep.AdamW(params).load_state_dict(theirs.state_dict())
 
 
+def test_masters_that_are_left_out_are_told():
+    params = [torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))]
+    params[0].grad = torch.ones_like(params[0])
+    first = fusedstep.AdamW(params, master_weights=True)
+    first.step()
+    second = fusedstep.AdamW(params)
+    with pytest.warns(UserWarning, match="float32 masters .master_param. are left out"):
+        second.load_state_dict(first.state_dict())
+    assert "master_param" not in second.state[params[0]]
+    second.master_weights = True
+    second.load_state_dict(first.state_dict())  # the remedy, without a warning
+    assert torch.equal(
+        second.state[params[0]]["master_param"], first.state[params[0]]["master_param"]
+    )
+
+
 def test_amsgrad_and_masters_may_begin_later():
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params)

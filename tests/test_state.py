@@ -229,6 +229,7 @@ def test_masters_of_what_was_frozen_and_freed_do_not_stop_a_resync():
     assert (optimizer.state[other]["master_param"] == 0.5).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*are left out")
 def test_masters_that_were_not_used_for_a_while_do_not_come_back():
     (p,) = params = model((5,), dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=True)

@@ -14,11 +14,15 @@ from .version import __version__
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fusedstep", description=__doc__)
     parser.add_argument("command", nargs="?", choices=["verify"], help="compare all backends' bits")
-    if parser.parse_args().command == "verify":
+    parser.add_argument("--seconds", type=float, default=12.0, help="to verify for; default: 12")
+    chosen = parser.parse_args()
+    if not chosen.seconds > 0:
+        parser.error(f"--seconds is {chosen.seconds}; pass a number above 0")
+    if chosen.command == "verify":
         from .verify import verify
 
         try:
-            return 0 if verify() else 1
+            return 0 if verify(chosen.seconds) else 1
         except KeyboardInterrupt:
             print("interrupted: NOT VERIFIED", file=sys.stderr)
             return 130

@@ -63,11 +63,15 @@ class KeepsState(torch.optim.Optimizer):
                 none, or a hyper-parameter is out of range. Nothing has changed.
 
         Warns:
-            UserWarning: no state has anything that this class keeps: all begin anew.
+            UserWarning: no state has anything that this class keeps: all begin anew; or masters of
+                16-bit parameters are left out, because ``master_weights`` is False.
         """
+
+        given: dict[Any, Any] = {}
 
         def keep_from_torch(_, loaded):
             self._loading = loaded
+            given.update(loaded["state"])
             return {**loaded, "state": {}}
 
         hook = self.register_load_state_dict_pre_hook(keep_from_torch)
@@ -76,9 +80,17 @@ class KeepsState(torch.optim.Optimizer):
         finally:
             hook.remove()
             self._loading = None
-        states = [state for p, state in self.state.items() if isinstance(p, torch.Tensor)]
-        held = ", ".join(map(str, dict.fromkeys(chain(*states))))
-        if held and not any("step" in state for state in states):
+        states = {p: state for p, state in self.state.items() if isinstance(p, torch.Tensor)}
+        masters = any(isinstance(held, dict) and MASTER in held for held in given.values())
+        if masters and not self.master_weights and any(p.dtype.itemsize == 2 for p in states):
+            warnings.warn(
+                f"{type(self).__name__}: the loaded states' float32 masters ({MASTER}) are left "
+                f"out: training goes on from the 16-bit parameters. To keep them, assign "
+                f"`optimizer.master_weights = True` and load again.",
+                stacklevel=2,
+            )
+        held = ", ".join(map(str, dict.fromkeys(chain(*states.values()))))
+        if held and not any("step" in state for state in states.values()):
             warnings.warn(
                 f"{type(self).__name__}: the loaded states hold {held}, and nothing that it keeps: "
                 f"its moments and counts begin anew. Unless it was saved before a first step, load "
