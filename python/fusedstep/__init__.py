@@ -1,4 +1,4 @@
-"""Fused optimizers for pretraining transformers: one step, one launch, the same bits everywhere."""
+"""Fused optimizers for pretraining transformers: few launches, the same bits everywhere."""
 
 from .adamomentum import AdaMomentum
 from .adamw import Adam, AdamW
