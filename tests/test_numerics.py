@@ -4,6 +4,7 @@ import ctypes
 import ctypes.util
 import math
 import platform
+import threading
 
 import fusedstep
 import numpy as np
@@ -203,3 +204,19 @@ def test_the_number_of_threads_changes_nothing():
         torch.set_num_threads(threads)
     assert not testing.differences(results[0], results[1])
     assert not testing.differences(results[0], results[2])
+
+
+def test_threads_that_torch_started_while_it_flushed_do_not_flush():
+    found = []
+    case, mode = testing.Case("madam", fusedstep.MAdam), testing.MODES[0]
+
+    def run():
+        torch.set_flush_denormal(True)
+        torch.ones(1 << 20).add(1)  # starts this thread's workers, which flush as it does
+        torch.set_flush_denormal(False)
+        found.append(testing.run(case, mode, "chunk", "cpu"))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not testing.differences(found[0], testing.run(case, mode, "chunk", "reference"))

@@ -25,11 +25,12 @@ from tests.paper import (
 
 def maxva(
     cls, lr, changing, form, amsgrad=False, weight_decay=0.0, decoupled_weight_decay=True,
-    beta2_range=None,
+    beta2_range=None, eps=None,
 ):  # fmt: skip
     """MaxVA, Algorithms 1 and 2, element by element."""
     layered = cls is fusedstep.LaMAdam
-    lo, hi, eps = (0.5, 0.98, 1e-15) if layered else (0.5, 0.999, 1e-8)
+    lo, hi, least = (0.5, 0.98, 1e-15) if layered else (0.5, 0.999, 1e-8)
+    eps = least if eps is None else eps
     lo, hi = beta2_range or (lo, hi)
     delta = 1e-16 if form == "released" else 0.0
     beta1 = 0.9
@@ -81,6 +82,7 @@ OPTIONS = [
     {"amsgrad": True},
     {"weight_decay": 0.1},
     {"weight_decay": 0.1, "decoupled_weight_decay": False},
+    {"eps": 0.1},
     {"beta2_range": (0.3, 0.5)},  # the product of the betas vanishes
 ]
 
@@ -127,3 +129,21 @@ def test_our_form_beats_the_direct_one_in_float32(cls):
     assert (variance[torch.float32] >= 0).all()
     spacing = float(torch.finfo(torch.float32).eps) * 1000**2  # what v - u^2 could resolve
     assert spacing > float(want.max()), "the direct form would do as well: nothing is shown"
+
+
+@pytest.mark.parametrize(
+    "options, beta",
+    [
+        ({"beta2_range": (0.5, 0.75)}, 0.75),
+        ({"beta2_range": (0.5, 1.0)}, 0.9),
+        ({"beta2_init": 0.625}, 0.625),
+        ({"beta2_init": 0.0}, 0.0),
+    ],
+)
+@pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LaMAdam])
+def test_the_first_beta_does_not_depend_on_the_gradient(cls, options, beta):
+    p = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
+    p.grad = torch.tensor([0.0, 1.0, 1e-9, torch.nan], dtype=torch.float64)
+    optimizer = cls([p], backend="reference", **options)
+    optimizer.step()
+    assert (optimizer.state[p]["beta_prod"] == beta).all()

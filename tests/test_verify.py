@@ -51,7 +51,7 @@ def test_nothing_compared_is_not_verified(monkeypatch):
 
 
 def test_an_interruption_is_one_line(monkeypatch, capsys):
-    def interrupted():
+    def interrupted(seconds):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fusedstep.verify.verify", interrupted)

@@ -73,6 +73,7 @@ def completed(
         else:
             result[name] = torch.full_like(p, slot.fill, dtype=slot.dtype)
     _drop_stale(result, layout)
+    _restart_bounds(result, state, layout)
     return result
 
 
@@ -106,6 +107,7 @@ def adopt(
         for name, value in loaded.items()
     }
     _drop_stale(adopted, layout)
+    _restart_bounds(adopted, loaded, layout)
     return adopted
 
 
@@ -117,6 +119,16 @@ def _drop_stale(state: dict[str, Any], layout: dict[str, Slot]) -> None:
     """A master that is not updated would, used again later, undo what came between."""
     if MASTER not in layout:
         state.pop(MASTER, None)
+
+
+def _restart_bounds(state: dict[str, Any], given: dict[str, Any], layout: dict[str, Slot]) -> None:
+    """A column that is brought into fewer digits vanishes sooner than its bound can tell: it is
+    read again."""
+    for name, slot in layout.items():
+        bound, value = f"{name}_bound", given.get(name)
+        narrower = isinstance(value, torch.Tensor) and value.dtype.itemsize > slot.dtype.itemsize
+        if bound in layout and narrower:
+            state[bound] = torch.ones_like(state[bound])
 
 
 def _fits(value: Any, p: torch.Tensor, slot: Slot) -> bool:

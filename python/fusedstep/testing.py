@@ -41,6 +41,7 @@ def _cases(name: str, cls: type, second=(), common=(), **axes: tuple) -> list[Ca
 
 
 _COUPLED, _DECAY = (("decoupled_weight_decay", False),), (("weight_decay", 0.1),)
+_FADED = (("lr", 3e-4), ("maximize", True), ("form", "released"), ("amsgrad", True), *_COUPLED)
 _FORMS, _FLAG = ("paper", "released"), (False, True)
 CASES: list[Case] = [
     *_cases("adamw", fusedstep.AdamW, (), _DECAY, amsgrad=_FLAG),
@@ -48,8 +49,13 @@ CASES: list[Case] = [
     *_cases("madam", fusedstep.MAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
     *_cases("lamadam", fusedstep.LaMAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
     # beta_prod vanishes within the scenario, so the column is no longer read
-    Case("madam-faded", fusedstep.MAdam, (("beta2_range", (1e-5, 2e-5)),)),
-    Case("lamadam-faded", fusedstep.LaMAdam, (("beta2_range", (1e-5, 2e-5)), ("beta2_init", 1e-3))),
+    Case("madam-faded", fusedstep.MAdam, (("beta2_range", (1e-5, 2e-5)), *_DECAY), _FADED),
+    Case(
+        "lamadam-faded",
+        fusedstep.LaMAdam,
+        (("beta2_range", (1e-5, 2e-5)), ("beta2_init", 1e-3), *_DECAY),
+        _FADED,
+    ),
     *_cases(
         "laprop", fusedstep.LaProp, (), (*_DECAY, ("centered_start", 2)),
         form=_FORMS, amsgrad=_FLAG, centered=_FLAG,

@@ -1,0 +1,80 @@
+"""MAdam's and LaMAdam's beta_prod, which vanishes, and the bound that says when (numerics.md)."""
+
+import fusedstep
+import pytest
+import torch
+
+from tests.training import assert_same, model, stored, train
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def test_a_faded_beta_prod_is_neither_read_nor_written(backend, device):
+    """Once the bound says that it is 0, what lies in its memory no longer matters."""
+    found = []
+    for left in (0.0, 0.75):
+        params = model((2100,), device=device)
+        optimizer = fusedstep.MAdam(params, backend=backend)
+        train(optimizer, params, 3)
+        state = optimizer.state[params[0]]
+        state["beta_prod"].fill_(left)
+        state["beta_prod_bound"].fill_(2**-26)
+        train(optimizer, params, 1)
+        assert (state["beta_prod"] == left).all()
+        found.append(params[0].detach().clone())
+    assert torch.equal(*found)
+
+
+@dtypes
+def test_a_beta_prod_is_0_where_one_minus_it_is_1(dtype, backend, device):
+    eps = torch.finfo(dtype).eps
+    least = eps / 4
+    params = model((2100,), (2100,), (2100,), dtype=dtype, device=device)
+    optimizer = fusedstep.MAdam(params, beta2_range=(0.5, 0.5), backend=backend)
+    train(optimizer, params, 1)
+    above, at, below = (optimizer.state[p] for p in params)
+    above["beta_prod"].fill_(2 * least)[0] = 2 * least * (1 - eps)
+    above["beta_prod_bound"].fill_(2 * least)
+    at["beta_prod"].fill_(least)
+    at["beta_prod_bound"].fill_(least)
+    below["beta_prod"].fill_(torch.nan)
+    below["beta_prod_bound"].fill_(least * (1 - eps))
+    train(optimizer, params, 1)
+    assert above["beta_prod"][0] == 0 and (above["beta_prod"][1:] == least).all()
+    assert (at["beta_prod"] == 0).all()
+    assert below["beta_prod"].isnan().all() and params[2].isfinite().all()
+
+
+@dtypes
+@pytest.mark.parametrize("beta", [0.999, 0.9, 0.7, 1.0])
+def test_no_beta_prod_is_above_its_bound(beta, dtype):
+    p = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+    optimizer = fusedstep.MAdam([p], beta2_range=(beta, beta), backend="reference")
+    for _ in range(200):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        state = optimizer.state[p]
+        assert state["beta_prod"].double() <= state["beta_prod_bound"]
+
+
+def changing_precision(backend, device, load):
+    """Thirty steps in float64, two in float32, three in float64."""
+    (p,) = params = model((50,), dtype=torch.float64, device=device)
+    optimizer = fusedstep.MAdam(params, beta2_range=(0.4, 0.5), backend=backend)
+    for seed, (dtype, steps) in enumerate(
+        [(torch.float64, 30), (torch.float32, 2), (torch.float64, 3)]
+    ):
+        p.grad, p.data = None, p.data.to(dtype)
+        if load:
+            saved = optimizer.state_dict()
+            optimizer = fusedstep.MAdam(params, backend=backend)
+            optimizer.load_state_dict(saved)
+        train(optimizer, params, steps, seed=seed)
+    return {name: value.cpu() for name, value in stored(optimizer, params).items()}
+
+
+@pytest.mark.parametrize("load", [False, True], ids=["converted", "loaded"])
+def test_a_beta_prod_in_fewer_digits_has_its_bound_anew(load, backend, device):
+    """float32 calls what float64 keeps zero: the column must be read again."""
+    want = changing_precision("reference", "cpu", load)
+    assert_same(changing_precision(backend, device, load), want)
