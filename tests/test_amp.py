@@ -177,3 +177,39 @@ def test_accelerate_hands_the_scaler_through():
         else:
             b.step()
     assert_same(stored(a, scaled), stored(b, plain))
+
+
+def test_a_skipped_step_surveys_all_the_same(backend, device):
+    found = []
+    for skipped in (False, True):
+        params = model(device=device)
+        optimizer = fusedstep.AvaGrad(params, backend=backend)
+        train(optimizer, params, 2)
+        for p in params:
+            optimizer.state[p]["exp_avg_sq"].mul_(4.0)
+        if skipped:
+            optimizer.found_inf = torch.ones((), device=device)
+            optimizer.step()
+            del optimizer.found_inf
+        train(optimizer, params, 1, seed=5)
+        found.append({name: value.cpu() for name, value in stored(optimizer, params).items()})
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+@pytest.mark.parametrize("size", [0, 2])
+def test_what_a_scaler_sets_is_one_number(name, size):
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    give_gradients(params)
+    setattr(optimizer, name, torch.ones(size))
+    with pytest.raises(TypeError, match=f"optimizer.{name} is .* one element"):
+        optimizer.step()
+    assert optimizer.state[params[0]]["step"] == 0
+
+
+def test_one_flattened_parameter_leaves_unscaling_to_the_scaler():
+    params = model()
+    assert fusedstep.AdamW(params)._step_supports_amp_scaling
+    params[1]._fsdp_flattened = True  # as FullyShardedDataParallel's are
+    assert not fusedstep.AdamW(params)._step_supports_amp_scaling

@@ -5,10 +5,12 @@ from itertools import product
 import fusedstep
 import pytest
 import torch
+from fusedstep.memory import is_dense, overlaps
 
 from tests.training import (
     WITHOUT_SUMS,
     assert_same,
+    every_class,
     give_gradients,
     imaginary_part,
     model,
@@ -165,3 +167,42 @@ def test_empty_tensors_take_their_steps_and_change_no_other(cls, shapes, backend
         kept = [p for p in params if p.numel()]
         got = {name: value.cpu() for name, value in stored(optimizer, kept).items()}
         assert_same(got, stored(alone, full))
+
+
+@every_class
+def test_states_follow_a_parameter_that_is_laid_out_anew(cls):
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        params = model((2, 3, 4, 5))
+        optimizer = cls(params)
+        train(optimizer, params, 2)
+        params[0].data = params[0].data.to(memory_format=layout)
+        train(optimizer, params, 2)
+        results.append(params[0].detach().contiguous())
+    torch.testing.assert_close(*results)
+
+
+def test_a_count_may_be_negated_in_memory():
+    (p,) = params = model((3,))
+    optimizer = fusedstep.LaProp(params, form="released")
+    train(optimizer, params, 2)
+    state = optimizer.state[p]
+    state["lr_ema"] = torch._neg_view(-state["lr_ema"])
+    before = state["lr_ema"].item()
+    train(optimizer, params, 1)
+    assert state["lr_ema"].item() > before > 0
+
+
+def test_everyone_who_shares_memory_is_told():
+    t = torch.zeros(10)
+    found = overlaps([t[5:6], t[1:2], t, t[2:2], torch.zeros(3)])
+    assert {k for pair in found for k in pair} == {0, 1, 2}
+
+
+def test_strides_of_size_one_dimensions_do_not_make_gaps():
+    assert is_dense(torch.ones(20).as_strided((4, 1, 5), (1, 777, 4)))
+    assert not is_dense(torch.ones(40).as_strided((4, 1, 5), (1, 4, 8)))
+
+
+def test_an_empty_tensor_is_dense():
+    assert is_dense(torch.zeros(3, 0)) and is_dense(torch.zeros(0, 2, 3))

@@ -94,6 +94,7 @@ def test_another_backend_is_taken_up(monkeypatch):
     train(optimizer, params, 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*are left out")
 @every_class
 @pytest.mark.parametrize(
     "name, values", [("state_dtype", (None, torch.bfloat16)), ("master_weights", (False, True))]
@@ -250,3 +251,19 @@ def test_no_class_needs_a_group():
         optimizer = cls(model())
         optimizer.param_groups.clear()
         optimizer.step()
+
+
+def test_what_ends_it_converts_no_state(monkeypatch):
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    train(optimizer, params, 1)
+    before = {p: dict(optimizer.state[p]) for p in params}
+    optimizer.master_weights, optimizer.state_dtype = False, torch.bfloat16
+
+    def has_no_memory(launch):
+        raise MemoryError
+
+    monkeypatch.setattr(Launch, "__post_init__", has_no_memory)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    assert before == {p: dict(optimizer.state[p]) for p in params}

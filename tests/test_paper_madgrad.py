@@ -18,6 +18,7 @@ from tests.paper import (
     schedule,
     start,
 )
+from tests.training import model
 
 LR = 0.01
 
@@ -229,3 +230,36 @@ def test_sparse_gradients_with_momentum_or_decay_are_refused_before_anything_is_
         optimizer.step()
     assert "MADGRAD" in str(error.value) and "momentum" in str(error.value)
     assert torch.equal(p.detach().flatten(), start()[:20])
+
+
+def test_values_of_a_sparse_gradient_may_have_any_strides():
+    found = []
+    for values in (torch.arange(6.0).view(3, 2).t(), torch.arange(6.0).view(3, 2).t().contiguous()):
+        p = torch.nn.Parameter(torch.ones(4, 3))
+        where = torch.tensor([[0, 2]])
+        p.grad = torch.sparse_coo_tensor(
+            where, values, (4, 3), is_coalesced=True, check_invariants=True
+        )
+        fusedstep.MADGRAD([p], momentum=0.0).step()
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
+def test_a_parameter_with_sparse_gradients_may_have_any_strides():
+    found, values = [], torch.randn(3, 4, 5)
+    for p in (values.permute(2, 1, 0).contiguous().permute(2, 1, 0), values.clone()):
+        p = torch.nn.Parameter(p)
+        index = torch.tensor([[2, 0]])
+        p.grad = torch.sparse_coo_tensor(index, values[:2] - 1, (3, 4, 5), check_invariants=True)
+        fusedstep.MADGRAD([p], momentum=0.0).step()
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
+def test_sparse_gradients_are_not_clipped():
+    (p,) = model((4, 2))
+    optimizer = fusedstep.MADGRAD([p], momentum=0.0, max_grad_norm=1.0)
+    p.grad = torch.ones(4, 2).to_sparse(1)
+    with pytest.raises(ValueError, match="max_grad_norm do not go together"):
+        optimizer.step()
+    assert not optimizer.state

@@ -6,7 +6,7 @@ import torch
 from fusedstep import plan, testing, watch
 
 from tests.conftest import BACKENDS
-from tests.training import every_class
+from tests.training import every_class, model, train
 
 
 def params(*shapes, **kwargs):
@@ -274,3 +274,16 @@ def test_states_that_moved_under_their_tensors_are_planned_anew(names):
         other.step()
     for p, q in zip(ps, fresh, strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize("name", ["step", "exp_avg", "lr_ema", "master_param"])
+def test_a_state_that_moved_under_its_tensor_is_planned_anew(name, which):
+    ps = model((3,), (4,), dtype=torch.bfloat16)
+    optimizer = fusedstep.LaProp(ps, master_weights=True)
+    train(optimizer, ps, 1)
+    before = optimizer._plan
+    state = optimizer.state[ps[which]]
+    state[name].data = state[name].data.clone()
+    train(optimizer, ps, 1)
+    assert optimizer._plan is not before

@@ -120,3 +120,14 @@ def test_a_plain_parameter_takes_no_distributed_state(alone):
     optimizer.state[params[0]]["exp_avg"] = distribute_tensor(torch.zeros(4), alone, [Shard(0)])
     with pytest.raises(ValueError, match="is no DTensor and has as state exp_avg a DTensor on"):
         optimizer.step()
+
+
+def test_summands_along_one_dimension_are_no_parameters_either(alone):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = init_device_mesh("cpu", (1, 1))
+    p = torch.nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Replicate(), Partial()]))
+    p.grad = DTensor.from_local(torch.ones(3), mesh, [Replicate(), Partial()])
+    with pytest.raises(ValueError, match="each process holds a summand of all elements"):
+        fusedstep.AdamW([p]).step()

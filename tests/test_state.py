@@ -266,3 +266,29 @@ def test_masters_gather_steps_too_small_for_bfloat16():
         optimizer.step()
     assert float(optimizer.state[p]["master_param"][0]) == pytest.approx(0.98, abs=1e-4)
     assert p[0] == torch.tensor(0.98, dtype=torch.bfloat16)
+
+
+def test_float64_states_stay_float64():
+    (p,) = params = model((3,), dtype=torch.float64)
+    optimizer = fusedstep.AdamW(params, state_dtype=torch.bfloat16)
+    train(optimizer, params, 1)
+    assert optimizer.state[p]["exp_avg"].dtype is torch.float64
+
+
+def test_a_master_stays_where_its_parameter_lost_its_memory():
+    (p,) = params = model((4,), dtype=torch.bfloat16)
+    optimizer = fusedstep.MAdam(params, master_weights=True)
+    train(optimizer, params, 1)
+    master = optimizer.state[p]["master_param"].clone()
+    p.untyped_storage().resize_(0)
+    optimizer.resync_master()
+    assert torch.equal(optimizer.state[p]["master_param"], master)
+
+
+def test_a_count_that_is_a_number_is_not_rounded():
+    (p,) = params = model((3,))
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    optimizer.state[p]["step"] = 2**24 + 1
+    train(optimizer, params, 1)
+    assert optimizer.state[p]["step"] == 2**24 + 2

@@ -278,3 +278,12 @@ def test_a_compiled_training_step_may_call_the_optimizer(cls):
         compiled(params[0], a)
         train_step(twins[0], b)
     assert_same(stored(a, params), stored(b, twins))
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_a_hook_on_one_side_alone_runs(when):
+    params, told = model(), []
+    optimizer = fusedstep.AdamW(params)
+    getattr(optimizer, f"register_step_{when}_hook")(lambda *_: told.append(when))
+    train(optimizer, params, 1)
+    assert told == [when]

@@ -232,7 +232,7 @@ class FusedOptimizer(KeepsState):
 
     def _hyper_values(self, group: dict[str, Any]) -> tuple:
         known = {**group, "released": group["form"] == "released"}
-        if "betas" in group:
+        if "betas" in self.defaults:  # a group may have a user's own
             known["beta1"], known["beta2"] = group["betas"]
         known |= self.other_hypers(group)
         return tuple(map(known.__getitem__, self.hypers))

@@ -1,0 +1,70 @@
+"""What is loaded: each state in its own way, and nothing of the checkpoint is kept."""
+
+import copy
+import gc
+import weakref
+
+import fusedstep
+import pytest
+import torch
+
+from tests.training import assert_same, model, stored, train
+
+
+def test_groups_and_dtypes_are_loaded_each_in_its_own_way():
+    found = []
+    for loaded in (False, True):
+        params = [*model(dtype=torch.bfloat16), *model(dtype=torch.float64)]
+        groups = [{"params": params}, {"params": model(seed=1), "amsgrad": True}]
+        optimizer = fusedstep.AdamW(groups, master_weights=True)
+        params = params + groups[1]["params"]
+        train(optimizer, params, 2)
+        if loaded:
+            optimizer.load_state_dict(optimizer.state_dict())
+        found.append(stored(optimizer, params))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_what_was_loaded_is_not_kept_alive(bad):
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    if bad:
+        saved["state"][2]["step"] = torch.tensor(0.5)
+    held = weakref.ref(saved["state"][0]["exp_avg"])
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError:
+        assert bad
+    del saved
+    gc.collect()
+    assert held() is None
+
+
+def test_a_count_may_be_an_int32():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 3)
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state["step"] = state["step"].int()
+    optimizer.load_state_dict(saved)
+    train(optimizer, params, 1)
+    assert optimizer.state[params[0]]["step"].dtype is torch.int64
+    assert optimizer.state[params[0]]["step"] == 4
+
+
+@pytest.mark.parametrize("cls", [fusedstep.AvaGrad, fusedstep.LAMB])
+def test_states_that_are_loaded_in_inference_mode_step(cls):
+    found = []
+    for inference in (True, False):
+        params = model()
+        optimizer = cls(params)
+        train(optimizer, params, 1)
+        with torch.inference_mode(inference):
+            optimizer.load_state_dict(optimizer.state_dict())
+        train(optimizer, params, 2, seed=1)
+        found.append(stored(optimizer, params))
+    assert_same(*found)

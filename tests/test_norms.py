@@ -1,0 +1,73 @@
+"""Norms and means over groups that differ, and over parameters that take no part."""
+
+import fusedstep
+import torch
+
+from tests.test_sums import parameters
+
+
+def test_a_limit_of_one_group_alone_is_obeyed():
+    found = []
+    for other in (None, float("inf")):
+        p, q = parameters([30, 40], (torch.float32,), "cpu")
+        groups = [{"params": [p], "max_grad_norm": other}, {"params": [q], "max_grad_norm": 0.1}]
+        optimizer = fusedstep.AdamW(groups, eps=1.0)
+        optimizer.step()
+        found.append(torch.cat([p.detach(), q.detach(), optimizer.last_grad_norm[None]]))
+    assert torch.equal(*found)
+
+
+def test_a_norm_is_summed_without_those_that_have_no_gradient_yet(backend, device):
+    found = []
+    for idle in ([], [700]):
+        params = parameters([300, 3000, *idle], (torch.float32,), device)
+        for p in params[2:]:
+            p.grad = None
+        optimizer = fusedstep.AdamW(params, max_grad_norm=0.1, eps=1.0, backend=backend)
+        optimizer.step()
+        found.append(torch.cat([*(p.detach() for p in params[:2]), optimizer.last_grad_norm[None]]))
+    assert torch.equal(*found)
+
+
+def test_avagrad_sees_a_changed_choice_of_coordinates(backend, device):
+    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    a = fusedstep.AvaGrad([p], backend=backend, eps=0.1)
+    p.grad[:100] = 0.0
+    a.step()
+    with torch.no_grad():
+        q.copy_(p)
+    q.grad = p.grad.clone()
+    a.param_groups[0]["skip_zero_second_moment"] = True
+    b = fusedstep.AvaGrad([q], backend=backend, eps=0.1, skip_zero_second_moment=True)
+    b.load_state_dict(a.state_dict())
+    a.step()
+    b.step()
+    assert torch.equal(p, q)
+
+
+def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():
+    found = []
+    for cast in (torch.Tensor.double, torch.Tensor.float):
+        (p,) = parameters([30], (torch.float32,), "cpu")
+        optimizer = fusedstep.AvaGrad([p], form="released")
+        optimizer.step()
+        optimizer.param_groups[0]["eta_sq_sum"] = cast(torch.tensor([50.0, 10.0]))
+        optimizer.step()
+        found.append(torch.cat([p.detach(), optimizer.param_groups[0]["eta_sq_sum"]]))
+    assert torch.equal(*found)
+
+
+def test_a_mean_of_a_later_group_that_is_exchanged_is_that_of_the_next_step():
+    found = []
+    for in_place in (False, True):
+        p, q = parameters([30, 40], (torch.float32,), "cpu")
+        optimizer = fusedstep.AvaGrad([{"params": [p]}, {"params": [q]}], form="released")
+        optimizer.step()
+        group, new = optimizer.param_groups[1], torch.tensor([50.0, 10.0], dtype=torch.float64)
+        if in_place:
+            group["eta_sq_sum"].copy_(new)
+        else:
+            group["eta_sq_sum"] = new
+        optimizer.step()
+        found.append(torch.cat([p.detach(), q.detach(), group["eta_sq_sum"]]))
+    assert torch.equal(*found)

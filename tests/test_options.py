@@ -1,0 +1,123 @@
+"""What options may be, and what becomes of them and of gradients that change between steps."""
+
+import fusedstep
+import pytest
+import torch
+
+from tests.training import assert_same, give_gradients, model, stored, train
+
+
+def test_betas_that_a_user_keeps_in_a_group_are_not_read():
+    found = []
+    for own in ({}, {"betas": (0.0, 0.5)}):
+        params = model()
+        train(fusedstep.MAdam([{"params": params, **own}]), params, 3)
+        found.append(torch.cat([p.detach().flatten() for p in params]))
+    assert torch.equal(*found)
+
+
+SPOILED_RATES = {
+    "a torch.float32 tensor of shape": lambda t: setattr(t, "data", torch.tensor([0.1, 0.2])),
+    "without memory of its own": lambda t: t.untyped_storage().resize_(0),
+}
+
+
+@pytest.mark.parametrize("message", SPOILED_RATES)
+def test_a_rates_tensor_that_is_no_number_any_more_is_refused(message):
+    params, rate = model(), torch.tensor(0.1)
+    optimizer = fusedstep.AdamW(params, lr=rate)
+    train(optimizer, params, 1)
+    before = [p.detach().clone() for p in params]
+    SPOILED_RATES[message](rate)
+    with pytest.raises(ValueError, match=f"group 0: .*{message}"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+def test_a_sparse_rate_is_refused():
+    with pytest.raises(ValueError, match="lr is a Tensor on cpu, without memory of its own"):
+        fusedstep.AdamW(model(), lr=torch.tensor(0.1).to_sparse())
+
+
+def test_a_flag_is_no_number():
+    with pytest.raises(TypeError, match="lr is True, a bool"):
+        fusedstep.AdamW(model(), lr=True)
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999)])
+def test_betas_are_two(betas):
+    with pytest.raises(ValueError, match="betas is .*, a tuple. Pass a tuple or list of two"):
+        fusedstep.AdamW(model(), betas=betas)
+
+
+@pytest.mark.parametrize("cls", [fusedstep.AdaMomentum, fusedstep.AvaGrad, fusedstep.LaProp])
+def test_an_eps_of_0_is_refused_of_float64_too(cls):
+    with pytest.raises(ValueError, match="is 0 in the arithmetic of torch.float64"):
+        cls(model(dtype=torch.float64), eps=0.0)
+
+
+def test_an_eps_that_its_bias_correction_leaves():
+    fusedstep.AvaGrad(model(), betas=(0.9, 0.999), eps=1e-43, form="released")
+
+
+def test_laprops_decay_and_start_are_in_their_ranges():
+    fusedstep.LaProp(model(), weight_decay=1.0)
+    for name, bad in (("weight_decay", 1.5), ("centered_start", -1)):
+        with pytest.raises(ValueError, match=f"{name} is {bad}"):
+            fusedstep.LaProp(model(), **{name: bad})
+
+
+def test_a_bound_in_a_tensor_is_not_read():
+    fusedstep.MAdam(model(), beta2_range=(0.9, torch.tensor(0.5)))
+
+
+def test_a_momentum_in_a_tensor_is_not_read_to_choose_a_kernel():
+    (p,) = params = model((3,))
+    optimizer = fusedstep.MADGRAD(params, momentum=torch.tensor(0.0))
+    train(optimizer, params, 1)
+    assert "x0" in optimizer.state[p]
+
+
+def test_a_closure_may_change_an_option():
+    params = model()
+    optimizer = fusedstep.AdamW(params, lr=1.0)
+    before = [p.detach().clone() for p in params]
+    give_gradients(params)
+    optimizer.step(lambda: optimizer.param_groups[0].update(lr=0.0))
+    assert all(map(torch.equal, params, before))
+
+
+def test_a_closure_computes_gradients_where_a_step_is_taken_without():
+    (p,) = model((3,))
+    optimizer = fusedstep.AdamW([p])
+
+    def closure():
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        optimizer.step(closure)
+    assert optimizer.state[p]["step"] == 1
+
+
+def test_a_gradient_of_another_size_is_refused_after_a_step():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    before = stored(optimizer, params)
+    params[0].grad.data = torch.ones(2, 5)
+    with pytest.raises(
+        ValueError, match=r"has shape \(4, 5\) on cpu and a gradient of shape \(2, 5\)"
+    ):
+        optimizer.step()
+    assert_same(stored(optimizer, params), before)
+
+
+def test_an_empty_sparse_gradient_is_refused_after_a_step():
+    (p,) = params = model((0, 3))
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 1)
+    p.grad = p.grad.to_sparse()
+    with pytest.raises(ValueError, match="gradient of layout torch.sparse_coo"):
+        optimizer.step()
