@@ -67,11 +67,11 @@ class KeepsState(torch.optim.Optimizer):
                 16-bit parameters are left out, because ``master_weights`` is False.
         """
 
-        given: dict[Any, Any] = {}
+        given = state_dict
 
         def keep_from_torch(_, loaded):
-            self._loading = loaded
-            given.update(loaded["state"])
+            nonlocal given  # other hooks may have made another of it
+            self._loading = given = loaded
             return {**loaded, "state": {}}
 
         hook = self.register_load_state_dict_pre_hook(keep_from_torch)
@@ -81,7 +81,7 @@ class KeepsState(torch.optim.Optimizer):
             hook.remove()
             self._loading = None
         states = {p: state for p, state in self.state.items() if isinstance(p, torch.Tensor)}
-        masters = any(isinstance(held, dict) and MASTER in held for held in given.values())
+        masters = any(isinstance(held, dict) and MASTER in held for held in given["state"].values())
         if masters and not self.master_weights and any(p.dtype.itemsize == 2 for p in states):
             warnings.warn(
                 f"{type(self).__name__}: the loaded states' float32 masters ({MASTER}) are left "
