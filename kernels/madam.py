@@ -45,10 +45,9 @@ def update(s, g, p, state, variant: tl.constexpr):
         v = max(state[4], v)
     # m = beta1 m + (1 - beta1) g
     m = ema(m, g, beta1, one_minus_beta1)
-    if released:
+    plain = released if released else moments[3]  # once w is one, the forms are one
+    if plain:
         # p -= lr/bc1 m / (sqrt(v) + eps)
-        p = p - div(step_size * m, sqrt(v) + eps)
-    elif moments[3]:  # w is one: the forms are one
         p = p - div(step_size * m, sqrt(v) + eps)
     else:
         # p -= lr sqrt(w)/bc1 m / (sqrt(w v) + eps)

@@ -54,17 +54,3 @@ def test_a_count_may_be_an_int32():
     train(optimizer, params, 1)
     assert optimizer.state[params[0]]["step"].dtype is torch.int64
     assert optimizer.state[params[0]]["step"] == 4
-
-
-@pytest.mark.parametrize("cls", [fusedstep.AvaGrad, fusedstep.LAMB])
-def test_states_that_are_loaded_in_inference_mode_step(cls):
-    found = []
-    for inference in (True, False):
-        params = model()
-        optimizer = cls(params)
-        train(optimizer, params, 1)
-        with torch.inference_mode(inference):
-            optimizer.load_state_dict(optimizer.state_dict())
-        train(optimizer, params, 2, seed=1)
-        found.append(stored(optimizer, params))
-    assert_same(*found)

@@ -107,14 +107,20 @@ def test_writes_that_torch_does_not_count_are_taken_up_by_loading():
 
 
 @pytest.mark.parametrize("cls", [fusedstep.AvaGrad, fusedstep.LAMB])
-def test_steps_under_inference_mode_are_as_elsewhere(cls):
+@pytest.mark.parametrize("loads", [False, True], ids=["steps", "loads"])
+def test_what_is_done_under_inference_mode_is_as_elsewhere(cls, loads):
     """Tensors that are made there have no counts of writes."""
     found = []
     for inference in (True, False):
         params = model()
         optimizer = cls(params)
+        if loads:
+            train(optimizer, params, 1)
         with torch.inference_mode(inference):
-            train(optimizer, params, 2)
-        train(optimizer, params, 1)
+            if loads:
+                optimizer.load_state_dict(optimizer.state_dict())
+            else:
+                train(optimizer, params, 2)
+        train(optimizer, params, 2, seed=1)
         found.append(stored(optimizer, params))
     assert_same(*found)

@@ -34,7 +34,7 @@ def _cells() -> list[tuple[testing.Case, testing.Mode, str]]:
     return [*first, *others]
 
 
-def verify(seconds: float = 12.0) -> bool:
+def verify(seconds: float) -> bool:
     """Compare backends with the reference, cell by cell, and print a table.
 
     Args:
