@@ -35,7 +35,7 @@ bool runs(const std::string& level) {
   return level == "generic";
 }
 
-// The compiled levels that this processor runs, the widest last ("generic" sorts before "x86...").
+// The compiled levels that this processor runs, the widest last.
 py::list cpu_levels() {
   py::list levels;
   for (const char* level : {"generic", "x86_64_v3", "x86_64_v4"})
@@ -56,8 +56,8 @@ const CpuKernel& cpu_kernel(const std::string& rule, unsigned variant, bool floa
                             const std::string& level) {
   for (const CpuKernel* k = first_kernel<CpuKernel>(); k != nullptr; k = k->next)
     if (is_rule(*k, rule, variant, float64) && k->level == level && runs(level)) return *k;
-  throw std::out_of_range("no CPU kernel " + rule + ", variant " + std::to_string(variant) +
-                          ", level " + level + " in this build" + kRemedy);
+  throw std::runtime_error("no CPU kernel " + rule + ", variant " + std::to_string(variant) +
+                           ", level " + level + " in this build" + kRemedy);
 }
 
 // A Launch member that Python sets to an integer: an address, a count, a dtype's code.
@@ -157,8 +157,8 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
       [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {
         for (const CudaKernel* k = first_kernel<CudaKernel>(); k != nullptr; k = k->next)
           if (is_rule(*k, rule, variant, float64)) return *k;
-        throw std::out_of_range("no CUDA kernel " + rule + ", variant " + std::to_string(variant) +
-                                " in this build" + kRemedy);
+        throw std::runtime_error("no CUDA kernel " + rule + ", variant " + std::to_string(variant) +
+                                 " in this build" + kRemedy);
       },
       py::return_value_policy::reference);
 #endif

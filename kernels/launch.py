@@ -82,15 +82,17 @@ def programs(launch, work) -> int:
     return max(chunks * (PIECES if full and not work.facts.EMITS else 1), 1)
 
 
+def prepare(launch, work) -> None:
+    """Find what one pass is compiled for. (It is compiled when it first runs.)"""
+    compiled_for = {**constants(launch, work), **options(launch, work)}
+    columns = launch.columns[0], compiled_for["STATES"], compiled_for["CARRIED"]
+    launch.check_columns(work.rule, columns)
+    work.prepared = (programs(launch, work),), compiled_for
+
+
 def apply(launch, work) -> None:
     """Enqueue one pass over all tensors of ``launch`` on the current stream."""
-    sums, key = work.sums, ("triton", work.rule, work.variant)
-    if key not in launch.handles:
-        compiled_for = {**constants(launch, work), **options(launch, work)}
-        columns = launch.columns[0], compiled_for["STATES"], compiled_for["CARRIED"]
-        launch.check_columns(work.rule, columns)
-        launch.handles[key] = (programs(launch, work),), compiled_for
-    grid, compiled_for = launch.handles[key]
+    sums, (grid, compiled_for) = work.sums, work.prepared
     tables = (None,) * 9
     if sums is not None:
         tables = (

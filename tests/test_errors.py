@@ -149,7 +149,7 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
-    monkeypatch.setattr(BACKENDS["triton"], "interpreted", False)
+    monkeypatch.setattr(BACKENDS["triton"], "engine", SimpleNamespace(INTERPRETED=False))
     return torch.device("cuda", 0)
 
 

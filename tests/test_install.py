@@ -209,3 +209,21 @@ def test_without_native_code_the_rest_works_and_the_reason_is_told():
     last = done.stderr.splitlines()[-1]
     assert "RuntimeError: no backend can update parameters on cpu: cpu: fusedstep._native" in last
     assert "install a C++ compiler" in last
+
+
+def test_triton_is_imported_when_it_is_needed_and_interprets_from_then_on():
+    """It takes as long as all else; and it reads TRITON_INTERPRET itself."""
+    program = """
+import os, sys, fusedstep, torch
+assert "triton" not in sys.modules
+p = torch.nn.Parameter(torch.ones(3))
+p.grad = torch.ones(3)
+os.environ["TRITON_INTERPRET"] = "1"
+optimizer = fusedstep.MAdam([p], backend="triton")
+optimizer.step()
+del os.environ["TRITON_INTERPRET"]
+optimizer.step()
+assert optimizer.state[p]["step"] == 2
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

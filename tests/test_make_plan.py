@@ -85,6 +85,22 @@ def test_sums_that_were_left_half_done_are_not_gone_on_with(cls, monkeypatch):
     assert_same(*results)
 
 
+def test_a_missing_kernel_is_told_before_another_moves_anything():
+    """As of a build that is older than the Python files."""
+
+    class Newer(fusedstep.AdamW):
+        def variant(self, group):
+            return super().variant(group) | group["amsgrad"] << 3
+
+    params = model()
+    give_gradients(params)
+    before = [p.clone() for p in params]
+    optimizer = Newer([{"params": params[:1]}, {"params": params[1:], "amsgrad": True}])
+    with pytest.raises(RuntimeError, match="no CPU kernel adamw, variant 9, .*run `pip install"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before)) and not optimizer.state
+
+
 def test_another_backend_is_taken_up(monkeypatch):
     params = model()
     optimizer = fusedstep.AdamW(params)

@@ -3,7 +3,7 @@
 import fusedstep
 import pytest
 import torch
-from fusedstep import plan, testing, watch
+from fusedstep import native, plan, testing
 
 from tests.conftest import BACKENDS
 from tests.training import every_class, model, train
@@ -195,7 +195,7 @@ def test_older_torch_is_read_tensor_by_tensor(shapes, monkeypatch):
     case, mode = testing.CASES[0], testing.MODES[0]
     want = testing.run(case, mode, shapes, "cpu")
     monkeypatch.setattr(plan, "_gatherer", lambda *_: None)
-    monkeypatch.setattr(watch, "native", lambda: None)
+    monkeypatch.setattr(native, "module", None)
     assert not testing.differences(testing.run(case, mode, shapes, "cpu"), want)
 
 

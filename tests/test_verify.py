@@ -16,7 +16,7 @@ def test_backends_are_listed_with_reasons():
     assert fusedstep.__version__ in out
     reasons = fusedstep.available_backends()
     for name in ("cuda", "triton", "cpu", "reference"):
-        assert f"{name:<10} {'available' if reasons[name] is None else 'absent'}" in out
+        assert f"{name:<10} {'available' if reasons[name] is None else 'unavailable'}" in out
         assert (reasons[name] or "") in out
 
 
@@ -48,6 +48,13 @@ def test_one_wrong_bit_is_not(cpu_alone, capsys, monkeypatch):
 def test_nothing_compared_is_not_verified(monkeypatch):
     monkeypatch.setattr("fusedstep.verify.available_backends", lambda: {"cpu": "it is broken"})
     assert not verify(seconds=1.0)
+
+
+def test_seconds_are_of_verify(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fusedstep", "--seconds", "3"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--seconds goes with verify" in capsys.readouterr().err
 
 
 def test_an_interruption_is_one_line(monkeypatch, capsys):

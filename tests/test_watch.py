@@ -7,7 +7,7 @@ from collections import OrderedDict
 import fusedstep
 import pytest
 import torch
-from fusedstep import watch
+from fusedstep import native, watch
 from fusedstep.backends import CpuBackend
 
 from tests.training import every_class, model, train
@@ -16,8 +16,8 @@ from tests.training import every_class, model, train
 @pytest.fixture(params=["native", "python"])
 def either_watch(request, monkeypatch):
     if request.param == "python":
-        monkeypatch.setattr(watch, "native", lambda: None)
-    elif watch.native() is None:
+        monkeypatch.setattr(native, "module", None)
+    elif native.module is None:
         pytest.skip("fusedstep._native is not built")
 
 

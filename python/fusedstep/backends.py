@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any, Protocol
 
 import torch
 
+from . import native
 from .launch import Launch, Pass, address_of
 from .reference_backend import ReferenceBackend
 
@@ -17,6 +17,9 @@ class Backend(Protocol):
 
     def why_not(self, device: torch.device) -> str | None:
         """The reason why this backend cannot serve tensors on ``device``; None if it can."""
+
+    def prepare(self, launch: Launch, work: Pass) -> None:
+        """Find the kernel of one pass, while a step is planned: an error loses nothing."""
 
     def apply(self, launch: Launch, work: Pass) -> None:
         """Run one pass over the tensors of a launch."""
@@ -29,38 +32,33 @@ def _no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
-def _import(module: str) -> tuple[Any, str | None]:
-    try:
-        return importlib.import_module(module), None
-    except ImportError as error:
-        return None, str(error)
-
-
 class _Native:
     """What the two compiled backends share: the module and its Launch structs."""
 
     name: str
 
     def __init__(self, module=None):
-        self.module, self.absent = (module, None) if module else _import("fusedstep._native")
-        if self.module is None:
-            self.absent = (
-                f"fusedstep._native is not built ({self.absent}); install a C++ compiler "
-                f"(Debian: apt install g++) and run `pip install .` again"
-            )
+        self.module = module or native.module
+        self.absent = self.module is None and (
+            f"fusedstep._native is not built ({native.why_absent}); install a C++ compiler "
+            f"(Debian: apt install g++) and run `pip install .` again"
+        )
 
-    def _prepare(self, launch: Launch, work: Pass, find):
-        """The kernel and its struct, made once for a launch; only AMP's pointers vary."""
-        key = self.name, work.rule, work.variant
-        if key not in launch.handles:
-            struct = self.module.Launch()
-            for field, value in launch.fields(work).items():
-                setattr(struct, field, value)
-            struct.grad_norm_sq = address_of(launch.grad_norm_sq(work))
-            kernel = find(work.rule, work.variant, launch.float64)
-            launch.check_columns(work.rule, (kernel.hypers, kernel.states, kernel.carried))
-            launch.handles[key] = kernel, struct
-        kernel, struct = launch.handles[key]
+    def kernel(self, rule: str, variant: int, float64: bool):
+        """The module's kernel; RuntimeError where it has none."""
+        raise NotImplementedError
+
+    def prepare(self, launch: Launch, work: Pass) -> None:
+        kernel, struct = self.kernel(work.rule, work.variant, launch.float64), self.module.Launch()
+        launch.check_columns(work.rule, (kernel.hypers, kernel.states, kernel.carried))
+        for field, value in launch.fields(work).items():
+            setattr(struct, field, value)
+        struct.grad_norm_sq = address_of(launch.grad_norm_sq(work))
+        work.prepared = kernel, struct
+
+    def _prepared(self, launch: Launch, work: Pass):
+        """The kernel and its struct, in which only AMP's pointers vary."""
+        kernel, struct = work.prepared
         struct.grad_scale = address_of(launch.grad_scale)
         struct.found_inf = address_of(launch.skip_flag(work))
         return kernel, struct
@@ -81,10 +79,10 @@ class CpuBackend(_Native):
         return None if device.type == "cpu" else f"it updates tensors on cpu, not on {device.type}"
 
     def apply(self, launch: Launch, work: Pass) -> None:
-        kernel, struct = self._prepare(launch, work, self._kernel)
+        kernel, struct = self._prepared(launch, work)
         kernel.apply(struct, torch.get_num_threads())
 
-    def _kernel(self, rule: str, variant: int, float64: bool):
+    def kernel(self, rule: str, variant: int, float64: bool):
         return self.module.cpu_kernel(rule, variant, float64, self.level)
 
 
@@ -116,37 +114,40 @@ class CudaBackend(_Native):
             self.enqueue(launch, work, torch.cuda.current_stream().cuda_stream)
 
     def enqueue(self, launch: Launch, work: Pass, stream: int) -> None:
-        kernel, struct = self._prepare(launch, work, self.module.cuda_kernel)
+        kernel, struct = self._prepared(launch, work)
         kernel.apply(struct, stream)
+
+    def kernel(self, rule: str, variant: int, float64: bool):
+        return self.module.cuda_kernel(rule, variant, float64)
 
 
 class TritonBackend:
     """The Triton kernels; under ``TRITON_INTERPRET=1`` also on CPU tensors."""
 
     name = "triton"
-
-    def __init__(self):
-        triton, reason = _import("triton")
-        self.absent = None if triton else f"{reason}; run `pip install triton`"
-        self.engine: Any = None
-        # triton reads the same variable when the kernels are defined
-        switch = os.environ.get("TRITON_INTERPRET", "").lower()
-        self.interpreted = switch in ("1", "true", "on", "yes", "y")
+    engine: Any = None
+    absent: str | None = None
 
     def why_not(self, device: torch.device) -> str | None:
+        if self.engine is None and self.absent is None:
+            try:  # only now: importing triton takes several times as long as all else
+                self.engine = importlib.import_module("fusedstep.kernels.launch")
+            except ModuleNotFoundError as error:
+                self.absent = f"{error}; run `pip install triton`"
+            except ImportError as error:  # which names its remedy itself
+                self.absent = str(error)
         if self.absent:
             return self.absent
-        if self.engine is None:
-            self.engine, self.absent = _import("fusedstep.kernels.launch")
-            if self.absent:
-                return self.absent
         if device.type not in ("cuda", "cpu"):
             return f"it updates tensors on cuda, not on {device.type}"
-        if device.type == "cpu" and not self.interpreted:
-            return "it updates tensors on cuda; set TRITON_INTERPRET=1 to run it slowly on cpu"
-        if device.type == "cuda" and self.interpreted:
+        if device.type == "cpu" and not self.engine.INTERPRETED:
+            return "it updates tensors on cuda; start with TRITON_INTERPRET=1 to interpret it"
+        if device.type == "cuda" and self.engine.INTERPRETED:
             return "TRITON_INTERPRET is set: the interpreter reads host memory; unset it"
         return _no_gpu() if device.type == "cuda" else None
+
+    def prepare(self, launch: Launch, work: Pass) -> None:
+        self.engine.prepare(launch, work)
 
     def apply(self, launch: Launch, work: Pass) -> None:
         self.engine.apply(launch, work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,14 +35,16 @@ class Kind(NamedTuple):
     master: bool
 
 
-class Pass(NamedTuple):
-    """A kernel to run over the tables of a launch."""
+@dataclass(eq=False)
+class Pass:
+    """A kernel to run over the tables of one launch."""
 
     rule: str
     variant: int
     facts: Facts  # the rule's, for this variant
     sums: Sums | None = None
     segment: torch.Tensor | None = None  # [N] int64, where there are sums
+    prepared: Any = None  # what its backend keeps
 
 
 @dataclass
@@ -100,7 +102,6 @@ class Launch:
     grad_scale: torch.Tensor | None = None
     found_inf: torch.Tensor | None = None
     grads: list[torch.Tensor | None] = field(default_factory=list)
-    handles: dict = field(default_factory=dict)  # what a backend keeps for this launch
 
     def __post_init__(self) -> None:
         numels = [e.param.numel() for e in self.entries]

@@ -60,9 +60,9 @@ class _Planned:
 @torch.inference_mode(False)  # what is made here serves later steps, too
 @torch.no_grad()
 def make_plan(optimizer: FusedOptimizer) -> Plan:
-    """Check every parameter and gradient, then make tables and what states lack; only then do the
-    optimizer's states change, so that what ends it before, for want of memory say, loses nothing.
-    (States that have to be converted are there twice for a moment.)
+    """Check every parameter and gradient, make tables and what states lack, and find kernels; only
+    then do the optimizer's states change, so an error before that, such as out of memory, loses
+    nothing. (States that have to be converted are there twice for a moment.)
     """
     planned = _checked(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -105,6 +105,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             norm = Norm(numels, axes, indices, device)
         for launch in here:
             _plan_passes(optimizer, launch, sums, norm)
+            for work in filter(None, (launch.norm, launch.survey, *launch.passes)):
+                backends[device].prepare(launch, work)
     for p, state in states.items():
         state_tensors.replace(optimizer.state[p], state)
     return Plan(optimizer, launches, backends, touched, _displaced(used))

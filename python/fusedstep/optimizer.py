@@ -158,7 +158,7 @@ class FusedOptimizer(KeepsState):
     @with_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; a step happens whole or not at all, unless
-        an interrupt, or processes that fail to communicate, end it between two passes.
+        an interrupt, a failure of Triton's compiler or one of communication ends it between passes.
 
         Args:
             closure: reevaluates the model and returns the loss; optional.

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import memory, shards
+from . import memory, native, shards
 from .backends import Backend
 from .launch import DTYPE_CODES, Launch, Pass
 from .sparse import Touched
-from .watch import Watch, native
+from .watch import Watch
 from .write_counts import WriteCounts
 
 if TYPE_CHECKING:
@@ -193,11 +193,11 @@ def _gatherer(
 ):
     """What reads and checks gradients without Python's attribute calls (csrc/gather.h); None before
     torch 2.10, and where a parameter is no tensor or makes its gradient itself."""
-    if native() is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    if native.module is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
     try:
         dtensor = shards.dtensor_type()
-        return native().Gatherer(torch.Tensor, dtensor, params, dtypes, places, fixed)
+        return native.module.Gatherer(torch.Tensor, dtensor, params, dtypes, places, fixed)
     except (ImportError, RuntimeError, BufferError):  # of tensors that do not describe themselves
         return None
 

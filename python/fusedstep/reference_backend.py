@@ -19,6 +19,9 @@ class ReferenceBackend:
     def why_not(self, device: torch.device) -> str | None:
         return "meta tensors have no memory" if device.type == "meta" else None
 
+    def prepare(self, launch: Launch, work: Pass) -> None:
+        pass
+
     def apply(self, launch: Launch, work: Pass) -> None:
         found_inf = launch.skip_flag(work)
         if found_inf is not None and found_inf.item() != 0:

@@ -5,20 +5,11 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-
-@cache
-def native():
-    """The compiled module, or None where it is not built."""
-    try:
-        from . import _native  # type: ignore[attr-defined]
-    except ImportError:
-        return None
-    return _native
+from . import native
 
 
 def require(where: str, what: str, value: Any, kind: type[dict] | type[list]) -> None:
@@ -64,10 +55,11 @@ class Watch:
     ):
         self._found: list[Any] = []  # kept alive, or others could take their identity
         self._without = without
-        if native() is None:
+        if native.module is None:
             self._found = contents(tree, without)
             return
-        self.holds = native().Watch(tree, without, self._found).holds  # type: ignore[method-assign]
+        watch = native.module.Watch(tree, without, self._found)
+        self.holds = watch.holds  # type: ignore[method-assign]
         if lost is not None:
             keys = set(map(id, tree)) if isinstance(tree, dict) else ()
 
