@@ -77,6 +77,7 @@ py::class_<Kernel> describe(py::module_& m, const char* name) {
       .def_readonly("hypers", &Kernel::hypers)
       .def_readonly("states", &Kernel::states)
       .def_readonly("carried", &Kernel::carried)
+      .def_readonly("fading", &Kernel::fading)
       .def_readonly("sums", &Kernel::sums)
       .def_readonly("emits", &Kernel::emits)
       .def_readonly("counted", &Kernel::counted)

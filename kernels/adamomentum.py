@@ -5,8 +5,6 @@ import triton.language as tl
 
 from .numerics import div, ema, float64, max, power, select, sqrt
 
-STATES = (2, 3)  # by variant
-
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):

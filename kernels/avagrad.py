@@ -5,8 +5,6 @@ import triton.language as tl
 
 from .numerics import div, ema, float64, power, select, sqrt
 
-STATES = 2
-
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr, sums, variant: tl.constexpr):

@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-STATES = 0
-
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr, sums, variant: tl.constexpr):

@@ -6,9 +6,6 @@ import triton.language as tl
 from . import maxva
 from .numerics import div, ema, float64, max, power, select, sqrt
 
-STATES = (4, 5)  # by variant
-CARRIED, FADING = 2, 3
-
 faded = maxva.faded
 
 

@@ -5,8 +5,6 @@ import triton.language as tl
 
 from .numerics import div, ema, float64, max, power, select, sqrt
 
-STATES, CARRIED = (2, 3, 3, 4), 2  # STATES by variant
-
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):

@@ -41,7 +41,7 @@ __device__ __forceinline__ unsigned add_in_order(unsigned* count, unsigned more)
 }
 
 // Acquires what all others have released: an addition reads them through the additions between, and
-// a fence after a read acquires (PTX's acquire pattern). Only who comes last needs it, and it
+// a fence after a read acquires (PTX's acquire pattern). Only the last block needs it, and it
 // empties the multiprocessor's first-level cache.
 __device__ __forceinline__ void see_others() {
 #ifdef __CUDACC__

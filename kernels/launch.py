@@ -7,13 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.multi_tensor_apply import facts as reference_facts
 from .multi_tensor_apply import CHUNK, multi_tensor_apply
 from .prologue import never_faded
 from .sums import LANES
 
-# What a rule's module may say besides STATES, and what holds where it does not.
-DEFAULTS = {"CARRIED": 0, "FADING": -1, "faded": never_faded}
 DTYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
@@ -24,24 +21,17 @@ INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
 # the main loop asks for more stages itself
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
 PIECES = 4  # programs that share a chunk
-# at most, of a thread: 5 programs then fit a multiprocessor, 3 of the larger ones that sum, or 8 of
-# those that sum one column; float64 has no limit
+# The most registers of a thread: with 96, five programs fit a multiprocessor; with 80, three of the
+# larger ones that sum; with 32, eight that sum a single column. float64 has no limit.
 REGISTERS, REGISTERS_TO_SUM, REGISTERS_TO_NORM = 96, 80, 32
-
-
-def facts(rule: str, variant: int) -> dict:
-    """``STATES``, what ``DEFAULTS`` names, and the reference's facts for a variant of a rule."""
-    module = import_module(f"{__package__}.{rule}")
-    own = {name: getattr(module, name, default) for name, default in DEFAULTS.items()}
-    states = module.STATES[variant] if isinstance(module.STATES, tuple) else module.STATES
-    return {"STATES": states, **own, **vars(reference_facts(rule, variant))}
 
 
 def constants(launch, work) -> dict:
     """What one compiled kernel is for."""
-    rule, own = import_module(f"{__package__}.{work.rule}"), facts(work.rule, work.variant)
+    rule = import_module(f"{__package__}.{work.rule}")
     return {
-        **own,
+        **vars(work.facts),
+        "faded": getattr(rule, "faded", never_faded),
         "scalars": rule.scalars,
         "update": rule.update,
         "variant": work.variant,
@@ -51,7 +41,7 @@ def constants(launch, work) -> dict:
         "grad_dtype": DTYPES[launch.grad_dtype],
         "exp_avg_dtype": DTYPES[launch.exp_avg_dtype],
         "masters": bool(launch.master),  # not numpy's, at which compiled code cannot branch
-        "BLOCK": block_size(launch.opmath.itemsize, own["EMITS"]),
+        "BLOCK": block_size(launch.opmath.itemsize, work.facts.EMITS),
     }
 
 
@@ -66,10 +56,10 @@ def block_size(itemsize: int, emits: bool) -> int:
 def options(launch, work) -> dict:
     """How a kernel is compiled. A thread holds 16 bytes of opmath: more would spend registers, and
     with them programs on a multiprocessor."""
-    itemsize, own = launch.opmath.itemsize, facts(work.rule, work.variant)
-    warps = block_size(itemsize, own["EMITS"]) * itemsize // (16 * 32)
-    registers = REGISTERS_TO_SUM if own["EMITS"] else REGISTERS
-    if own["STATES"] + own["READS_GRAD"] + own["READS_PARAM"] == 1:
+    itemsize, own = launch.opmath.itemsize, work.facts
+    warps = block_size(itemsize, own.EMITS) * itemsize // (16 * 32)
+    registers = REGISTERS_TO_SUM if own.EMITS else REGISTERS
+    if own.STATES + own.READS_GRAD + own.READS_PARAM == 1:
         registers = REGISTERS_TO_NORM
     limit = {"maxnreg": registers} if itemsize == 4 else {}
     return {**OPTIONS, **limit, "num_warps": 4 if INTERPRETED else warps}
@@ -84,10 +74,9 @@ def programs(launch, work) -> int:
 
 def prepare(launch, work) -> None:
     """Find what one pass is compiled for. (It is compiled when it first runs.)"""
-    compiled_for = {**constants(launch, work), **options(launch, work)}
-    columns = launch.columns[0], compiled_for["STATES"], compiled_for["CARRIED"]
+    columns = launch.gives[0], work.facts.STATES, work.facts.CARRIED
     launch.check_columns(work.rule, columns)
-    work.prepared = (programs(launch, work),), compiled_for
+    work.prepared = (programs(launch, work),), {**constants(launch, work), **options(launch, work)}
 
 
 def apply(launch, work) -> None:

@@ -5,8 +5,6 @@ import triton.language as tl
 
 from .numerics import cbrt, div, ema, float64, neg, select, sqrt
 
-STATES = (3, 2)  # by variant
-
 
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):

@@ -1,7 +1,7 @@
 """The Triton engine: one launch for the whole model, through tables that live on the device.
 
-A rule's module gives ``STATES`` and the functions ``scalars`` and ``update``, and what differs from
-the ``DEFAULTS`` of launch.py; the reference states its other facts. The engine never names a rule.
+A rule's module has the functions ``scalars`` and ``update``, and ``faded`` where a state fades; the
+reference's module states its facts. The engine never names a rule.
 """
 
 import triton

@@ -88,15 +88,15 @@ def test_sums_that_were_left_half_done_are_not_gone_on_with(cls, monkeypatch):
 def test_a_missing_kernel_is_told_before_another_moves_anything():
     """As of a build that is older than the Python files."""
 
-    class Newer(fusedstep.AdamW):
+    class Newer(fusedstep.DelayedAdam):
         def variant(self, group):
-            return super().variant(group) | group["amsgrad"] << 3
+            return 9 * group["maximize"]
 
     params = model()
     give_gradients(params)
     before = [p.clone() for p in params]
-    optimizer = Newer([{"params": params[:1]}, {"params": params[1:], "amsgrad": True}])
-    with pytest.raises(RuntimeError, match="no CPU kernel adamw, variant 9, .*run `pip install"):
+    optimizer = Newer([{"params": params[:1]}, {"params": params[1:], "maximize": True}])
+    with pytest.raises(RuntimeError, match="no CPU kernel delayed_adam, variant 9, .*`pip install"):
         optimizer.step()
     assert all(map(torch.equal, params, before)) and not optimizer.state
 
@@ -283,3 +283,12 @@ def test_what_ends_it_converts_no_state(monkeypatch):
     with pytest.raises(MemoryError):
         optimizer.step()
     assert before == {p: dict(optimizer.state[p]) for p in params}
+
+
+def test_a_parameter_that_is_listed_twice_is_told():
+    (p,) = params = model((3,))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = fusedstep.MADGRAD([p, *params])
+    give_gradients(params)
+    with pytest.raises(ValueError, match="parameter 1 is parameter 0 again. List it once"):
+        optimizer.step()

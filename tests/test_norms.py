@@ -1,9 +1,11 @@
 """Norms and means over groups that differ, and over parameters that take no part."""
 
 import fusedstep
+import pytest
 import torch
 
 from tests.test_sums import parameters
+from tests.training import model
 
 
 def test_a_limit_of_one_group_alone_is_obeyed():
@@ -71,3 +73,9 @@ def test_a_mean_of_a_later_group_that_is_exchanged_is_that_of_the_next_step():
         optimizer.step()
         found.append(torch.cat([p.detach(), q.detach(), group["eta_sq_sum"]]))
     assert torch.equal(*found)
+
+
+def test_to_clip_at_0_is_refused_with_what_switches_clipping_off():
+    for zero in (0, 0.0):
+        with pytest.raises(ValueError, match="max_grad_norm is 0.*Pass None, which clips nothing"):
+            fusedstep.LAMB(model(), max_grad_norm=zero)

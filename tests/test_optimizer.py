@@ -291,7 +291,9 @@ def test_closure():
 def test_an_argument_that_there_is_not_is_told_with_those_that_there_are(cls, options):
     with pytest.raises(TypeError) as told:
         cls(model(), **options)
-    message = f"{cls.__name__} has no argument {', '.join(map(repr, options))}. Leave it out; there"
+    message = (
+        f"{cls.__name__} has no argument {', '.join(map(repr, options))}. Leave it out, or use"
+    )
     assert str(told.value).startswith(message)
-    there = str(told.value).removesuffix(".").split(" there are ")[1].split(", ")
+    there = str(told.value).removesuffix(".").split(" one of ")[1].split(", ")
     assert {"lr", "max_grad_norm", "capturable"} <= set(there) and len(there) == len(set(there))

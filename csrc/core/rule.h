@@ -51,7 +51,7 @@ struct KernelFacts {
   const char* rule;
   unsigned variant;
   bool float64;
-  int hypers, states, carried, sums;
+  int hypers, states, carried, fading, sums;
   bool emits, counted;
   bool keeps_absent, reads_grad, reads_param, moves_param;
   int read_only;
@@ -62,11 +62,22 @@ inline namespace FUSEDSTEP_LEVEL {
 
 template <class Rule>
 constexpr KernelFacts facts(unsigned variant) {
-  return {Rule::kName,        variant,          sizeof(typename Rule::opmath) == sizeof(double),
-          Rule::kHypers,      Rule::kStates,    Rule::kCarried,
-          Rule::kSums,        Rule::kEmits,     Rule::kCounted,
-          Rule::kKeepsAbsent, Rule::kReadsGrad, Rule::kReadsParam,
-          Rule::kMovesParam,  Rule::kReadOnly,  Rule::kServesAll,
+  return {Rule::kName,
+          variant,
+          sizeof(typename Rule::opmath) == sizeof(double),
+          Rule::kHypers,
+          Rule::kStates,
+          Rule::kCarried,
+          Rule::kFading,
+          Rule::kSums,
+          Rule::kEmits,
+          Rule::kCounted,
+          Rule::kKeepsAbsent,
+          Rule::kReadsGrad,
+          Rule::kReadsParam,
+          Rule::kMovesParam,
+          Rule::kReadOnly,
+          Rule::kServesAll,
           Rule::kCountsAll};
 }
 

@@ -64,7 +64,7 @@ class AdaMomentum(FusedOptimizer):
         }
         super().__init__(params, defaults, **common)
 
-    def states(self, group):
+    def state_fills(self, group):
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return dict.fromkeys(names if group["amsgrad"] else names[:2], 0.0)
 

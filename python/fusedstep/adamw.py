@@ -39,6 +39,7 @@ class AdamW(FusedOptimizer):
     """
 
     rule = "adamw"
+    like_torchs = True
     constants = ("amsgrad",)
     hypers = ("lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay")
     _decoupled = True
@@ -63,7 +64,7 @@ class AdamW(FusedOptimizer):
         }
         super().__init__(params, defaults, **common)
 
-    def states(self, group):
+    def state_fills(self, group):
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return dict.fromkeys(names if group["amsgrad"] else names[:2], 0.0)
 

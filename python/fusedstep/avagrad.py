@@ -118,7 +118,7 @@ class AvaGrad(FusedOptimizer):
             value for g in self.param_groups for value in (g["eps"], g["skip_zero_second_moment"])
         )
 
-    def states(self, group):
+    def state_fills(self, group):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
     def check_group(self, where, group):
@@ -133,7 +133,9 @@ class AvaGrad(FusedOptimizer):
 
 class AvaGradW(AvaGrad):
     """AvaGrad with decoupled weight decay, ``p = p (1 - lr wd)`` before the step; otherwise as
-    :class:`AvaGrad`.
+    :class:`AvaGrad`, with the same arguments.
+
+    Source: as :class:`AvaGrad`'s, with the decay of Loshchilov & Hutter (2019), Algorithm 2.
     """
 
     _decoupled = True

@@ -70,11 +70,10 @@ def flags(where: str, group: dict, *names: str) -> None:
 
 def decay_of_its_own(where: str, group: dict, decoupled: bool, twin: str) -> None:
     """Require the weight decay of a class, which has a twin with the other one."""
-    # optimizers that were pickled when it was no entry lack it
-    if (said := group.setdefault("decoupled_weight_decay", decoupled)) != decoupled:
+    if (said := group["decoupled_weight_decay"]) != decoupled:
         raise ValueError(
-            f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. Use {twin}, or set "
-            f"it to {decoupled}."
+            f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. Where the group "
+            f"or checkpoint is {twin}'s, use {twin}; else set it to {decoupled}."
         )
 
 
@@ -118,6 +117,11 @@ def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tens
 
 def max_grad_norm(where: str, value) -> None:
     """Require None, a positive number (inf: measure, never clip) or a 0-d tensor."""
+    if isinstance(value, Real) and value == 0:
+        raise ValueError(
+            f"{where}: max_grad_norm is {value!r}, which would clip all gradients to 0. Pass None, "
+            f"which clips nothing, or a number above 0."
+        )
     if value is not None and not (isinstance(value, Real) and value == math.inf):
         hyper_in(where, "max_grad_norm", value, 0.0, low_open=True)
 

@@ -51,5 +51,5 @@ class DelayedAdam(FusedOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, **common)
 
-    def states(self, group):
+    def state_fills(self, group):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .watch import contents
+
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
     from .plan import Plan
@@ -100,6 +102,12 @@ def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
                 f"is not part of the CUDA graph, and no replay would update them. Let it wait for "
                 f"the stream that is captured, or give each device an optimizer of its own."
             )
+
+
+def keep(optimizer: FusedOptimizer, *read: Any) -> None:
+    """Keep what replays of the step that is being captured read as long as the optimizer lives."""
+    optimizer._captured.append((contents(optimizer.state), *read))
+    optimizer._in_graph = True
 
 
 def warn_of_replays(optimizer: FusedOptimizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from . import graphs, memory, state_tensors
 from .launch import opmath_of
 from .options import Chosen, make_plain
-from .state_tensors import MASTER, Slot
+from .state_tensors import MASTER, StateSpec
 
 
 class KeepsState(torch.optim.Optimizer):
@@ -21,23 +22,23 @@ class KeepsState(torch.optim.Optimizer):
 
     _captured: list[tuple]  # what CUDA graphs read in their replays
     _in_graph = False  # whether one has the plan of now
-    _norm_sq: torch.Tensor | None = None
+    _norm_sq: torch.Tensor | None  # of the last step
     _loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
 
     def has_master(self, p: torch.Tensor) -> bool:
         return self.master_weights and p.dtype.itemsize == 2
 
-    def state_layout(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Slot]:
+    def state_layout(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, StateSpec]:
         """What the state of a parameter holds, by name."""
         opmath = opmath_of(p.dtype)
-        layout = {"step": Slot(torch.int64, 0, scalar=True)}
-        layout |= {name: Slot(opmath, fill) for name, fill in self.states(group).items()}
+        layout = {"step": StateSpec(torch.int64, 0, scalar=True)}
+        layout |= {name: StateSpec(opmath, fill) for name, fill in self.state_fills(group).items()}
         if "exp_avg" in layout and self.state_dtype is not None and opmath is torch.float32:
             layout["exp_avg"] = layout["exp_avg"]._replace(dtype=self.state_dtype)
         for name, fill in self.carried.items():
-            layout[name] = Slot(torch.float64, fill, scalar=True)
+            layout[name] = StateSpec(torch.float64, fill, scalar=True)
         if self.has_master(p):
-            layout[MASTER] = Slot(torch.float32, None)
+            layout[MASTER] = StateSpec(torch.float32, None)
         return layout
 
     @torch.no_grad()
@@ -59,12 +60,14 @@ class KeepsState(torch.optim.Optimizer):
                 as many groups. It stays as it is.
 
         Raises:
-            ValueError, TypeError: a state lacks a part or does not fit its parameter, a count is
-                none, or a hyper-parameter is out of range. Nothing has changed.
+            ValueError, TypeError: another algorithm of fusedstep's wrote it, a state lacks a part
+                or does not fit its parameter, a count is none, or a hyper-parameter is out of
+                range. Nothing has changed.
 
         Warns:
-            UserWarning: no state has anything that this class keeps: all begin anew; or masters of
-                16-bit parameters are left out, because ``master_weights`` is False.
+            UserWarning: no state has anything that this class keeps: all begin anew; or neither
+                fusedstep nor torch's class of the same name wrote them, as far as can be seen; or
+                masters of 16-bit parameters are left out, because ``master_weights`` is False.
         """
 
         given = state_dict
@@ -80,22 +83,35 @@ class KeepsState(torch.optim.Optimizer):
         finally:
             hook.remove()
             self._loading = None
+        for doubt in self._doubts(given):
+            warnings.warn(f"{type(self).__name__}: {doubt}", stacklevel=2)
+
+    def _doubts(self, loaded: dict[str, Any]) -> Iterator[str]:
+        """What may not have been meant of what was loaded."""
         states = {p: state for p, state in self.state.items() if isinstance(p, torch.Tensor)}
-        masters = any(isinstance(held, dict) and MASTER in held for held in given["state"].values())
+        given = loaded["state"].values()
+        masters = any(isinstance(held, dict) and MASTER in held for held in given)
         if masters and not self.master_weights and any(p.dtype.itemsize == 2 for p in states):
-            warnings.warn(
-                f"{type(self).__name__}: the loaded states' float32 masters ({MASTER}) are left "
-                f"out: training goes on from the 16-bit parameters. To keep them, assign "
-                f"`optimizer.master_weights = True` and load again.",
-                stacklevel=2,
+            yield (
+                f"the loaded states' float32 masters ({MASTER}) are left out: training goes on "
+                f"from the 16-bit parameters. To keep them, assign "
+                f"`optimizer.master_weights = True` and load again."
             )
+        groups = loaded["param_groups"]
+        ours = any("algorithm" in group for group in groups)
+        torchs = self.like_torchs and all("betas" in group for group in groups)
         held = ", ".join(map(str, dict.fromkeys(chain(*states.values()))))
         if held and not any("step" in state for state in states.values()):
-            warnings.warn(
-                f"{type(self).__name__}: the loaded states hold {held}, and nothing that it keeps: "
-                f"its moments and counts begin anew. Unless it was saved before a first step, load "
-                f"what an optimizer of this class saved.",
-                stacklevel=2,
+            yield (
+                f"the loaded states hold {held}, and nothing that it keeps: its moments and counts "
+                f"begin anew, with the rates of the loaded groups. Unless it was saved before a "
+                f"first step, load what an optimizer of this class saved."
+            )
+        elif groups and not ours and not torchs:
+            yield (
+                "another kind of optimizer wrote what was loaded: its states and rates are taken, "
+                "and may mean something else here. Load what an optimizer of this class saved, or "
+                "the model's weights alone."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,6 +126,12 @@ class KeepsState(torch.optim.Optimizer):
             vars(self).update(state)
             self._captured = []
         for i, group in enumerate(state["param_groups"]):
+            if loading is not None and group.get("algorithm", self.rule) != self.rule:
+                raise ValueError(
+                    f"{self.where(i)}: {group['algorithm']!r} wrote what is loaded, whose states "
+                    f"mean something else in {self.rule!r}. Load what an optimizer of this class "
+                    f"saved, or the model's weights alone."
+                )
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             make_plain(group, self.defaults)
@@ -126,7 +148,7 @@ class KeepsState(torch.optim.Optimizer):
     def _adopt(self, loaded: dict[str, Any], groups: list[dict[str, Any]]) -> dict:
         """Loaded states for this optimizer's parameters, by parameter."""
         result: defaultdict[torch.Tensor, dict] = defaultdict(dict)
-        known: dict[tuple[int, torch.dtype], dict[str, Slot]] = {}
+        known: dict[tuple[int, torch.dtype], dict[str, StateSpec]] = {}
         for g, (saved, group) in enumerate(zip(loaded["param_groups"], groups, strict=True)):
             for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 if key in loaded["state"]:

@@ -59,7 +59,7 @@ class LAMB(FusedOptimizer):
     def segments(self):
         return list(range(sum(len(group["params"]) for group in self.param_groups)))
 
-    def states(self, group):
+    def state_fills(self, group):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
     def other_hypers(self, group):

@@ -33,8 +33,8 @@ class LaProp(FusedOptimizer):
         betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1). beta2 = 0 descends
             by signs. The paper form corrects for a constant beta2: under a schedule of beta2, which
             the paper advises, use the released form.
-        eps: > 0 in the parameter's arithmetic, times (1 - beta2) too; in the root (paper) or beside
-            it (released).
+        eps: > 0, also after it is multiplied by 1 - beta2 and rounded to float32 (float64); added
+            under the root (paper) or to the root (released).
         weight_decay: wd, LaPropW; after the step and not multiplied by lr.
         amsgrad: divide by the running maximum of n (``max_exp_avg_sq``), AmsProp; with ``centered``
             only once centring has begun.
@@ -51,7 +51,8 @@ class LaProp(FusedOptimizer):
 
     Source: Ziyin, Wang, Ueda, "LaProp: Separating Momentum and Adaptivity in Adam" (2020),
     Algorithms 1 to 4. Departures: centered stores mean and variance, which cannot become negative;
-    no decay at lr = 0, a step by which torch makes the states that it loads a checkpoint into.
+    no decay at lr = 0, because torch takes such a step to create the states that it loads a
+    distributed checkpoint into.
     """
 
     rule = "laprop"
@@ -82,7 +83,7 @@ class LaProp(FusedOptimizer):
         }
         super().__init__(params, defaults, **common)
 
-    def states(self, group):
+    def state_fills(self, group):
         names = ["exp_avg", *(("grad_mean", "grad_var") if group["centered"] else ("exp_avg_sq",))]
         return dict.fromkeys([*names, "max_exp_avg_sq"] if group["amsgrad"] else names, 0.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,17 +106,17 @@ class Launch:
 
     def __post_init__(self) -> None:
         numels = [e.param.numel() for e in self.entries]
-        columns = [
+        addresses = [
             [address_of(t) for t in (e.param, e.master, e.step, *e.states, *e.carried)]
             for e in self.entries
         ]
         first = self.entries[0]  # which all others are like
-        self.columns = self.hypers - OWN_HYPERS, len(first.states), len(first.carried)
+        self.gives = self.hypers - OWN_HYPERS, len(first.states), len(first.carried)
         self.state_sizes = [state.element_size() for state in first.states]
         self.elements = sum(numels)
         self.index = np.array([e.index for e in self.entries])
         self.chunk = torch.from_numpy(chunk_table(numels)).to(self.device)
-        self.address = self._int64(columns).t().contiguous()
+        self.address = self._int64(addresses).t().contiguous()
         self.numel = self._int64(numels)
         row_of = {group: row for row, group in enumerate(self.groups)}
         self.row = self._int64([row_of[e.group] for e in self.entries])
@@ -181,9 +182,9 @@ class Launch:
     def check_columns(self, rule: str, takes: tuple[int, int, int]) -> None:
         """Require that a kernel takes the hyper-parameters, states and carried scalars that there
         are: it would move other memory. A rule without states sums gradients, of any tables."""
-        if takes[1] and takes != self.columns:
+        if takes[1] and takes != self.gives:
             raise RuntimeError(
-                f"{rule}: the optimizer's class has {self.columns} hyper-parameters, states and "
+                f"{rule}: the optimizer's class has {self.gives} hyper-parameters, states and "
                 f"carried scalars, and the kernel takes {takes}. Build again (`pip install .`), or "
                 f"make the rule's files agree."
             )
@@ -239,6 +240,12 @@ class Launch:
         row = self._rows[group]
         return [float(v.detach() if isinstance(v, torch.Tensor) else v) for v in row]
 
+    def take_amp(self, *given: torch.Tensor | None) -> None:
+        """Take a step's scale and skip flag as kernels read them."""
+        self.grad_scale, self.found_inf = (
+            None if t is None else t.to(self.device, torch.float32).resolve_neg() for t in given
+        )
+
     def gradient_places(self) -> list[tuple[int, int]]:
         """Of every tensor, its ``index`` and the address of its place in the table of gradients."""
         first = self._host_grad.ctypes.data
@@ -250,9 +257,11 @@ class Launch:
         found = (grads[index] for index in self.index)
         self._host_grad[:] = [0 if g is None else g.data_ptr() or 1 for g in found]
 
-    def some_absent(self) -> list[int] | None:
-        """Of every tensor, 0 where it has no gradient; None where all have one."""
-        return None if self._host_grad.all() else self._host_grad.tolist()
+    def with_gradient(self, of_each: list) -> list:
+        """Of a list with one item for each tensor, those of tensors that have a gradient now."""
+        if self._host_grad.all():
+            return of_each
+        return list(compress(of_each, self._host_grad.tolist()))
 
 
 def address_of(tensor: torch.Tensor | None) -> int:

@@ -88,7 +88,7 @@ class MAdam(FusedOptimizer):
         }
         super().__init__(params, defaults, **common)
 
-    def states(self, group):
+    def state_fills(self, group):
         states = {"exp_avg": 0.0, "grad_mean": 0.0, "grad_var": 0.0, "beta_prod": 1.0}
         return {**states, "max_exp_avg_sq": 0.0} if group["amsgrad"] else states
 

@@ -31,14 +31,15 @@ class MADGRAD(FusedOptimizer):
     Args:
         params: parameters or parameter groups.
         lr: learning rate; its scale differs from Adam's: search anew.
-        momentum: in [0, 1). 0 or not is fixed once a parameter has stepped.
+        momentum: in [0, 1). Cannot change between 0 and above after a step.
         weight_decay: wd; the best value is often far lower than for other optimizers.
         eps: added to the cube root; >= 0.
         decoupled_weight_decay: subtract ``lr wd p`` after the step instead of adding ``wd p`` to
             the gradient.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
         maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`.
+            :class:`~fusedstep.optimizer.FusedOptimizer`. ``state_dtype`` has no effect: there is no
+            ``exp_avg``.
 
     Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0,
     weight_decay 0 and max_grad_norm None: touched rows alone are read and written. Each such step
@@ -78,7 +79,7 @@ class MADGRAD(FusedOptimizer):
         momentum = group["momentum"]
         return int(not isinstance(momentum, torch.Tensor) and momentum == 0)
 
-    def states(self, group):
+    def state_fills(self, group):
         sums = {"grad_sum_sq": 0.0, "grad_sum": 0.0}
         return sums if self.variant(group) else {**sums, "x0": None}
 

@@ -16,7 +16,7 @@ from .launch import OWN_HYPERS, Entry, Kind, Launch
 from .plan import Plan
 from .reference.multi_tensor_apply import facts
 from .sparse import Touched
-from .state_tensors import Slot
+from .state_tensors import StateSpec
 from .sums import Norm, Sums, first_slots
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Alike(NamedTuple):
 
     group: int
     variant: int
-    layout: dict[str, Slot]
+    layout: dict[str, StateSpec]
     states: list[str]
     master: bool
 
@@ -41,7 +41,7 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
         index,
         optimizer.variant(group),
         optimizer.state_layout(p, group),
-        list(optimizer.states(group)),
+        list(optimizer.state_fills(group)),
         optimizer.has_master(p),
     )
 
@@ -114,7 +114,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
     """The parameters that take part, in order; raises where kernels could not serve one that has a
-    gradient. Others that they could not serve are left out: who freezes a part may free it."""
+    gradient. Others that they could not serve are left out: a frozen one's memory may be freed."""
     watch.require(type(optimizer).__name__, "its state", optimizer.state, dict)
     planned: list[_Planned] = []
     known: dict[tuple[int, torch.dtype], _Alike] = {}
@@ -123,11 +123,14 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
         watch.require(optimizer.where(g), 'its "params"', group["params"], list)
         tensor_checks.tensors(optimizer.where(g), group["params"])
         optimizer.check_group(optimizer.where(g), group)  # it may depend on the parameters
+        listed: dict[torch.Tensor, int] = {}
         for k, p in enumerate(group["params"]):
             i, state = next(index), optimizer.state.get(p, {})
             if p.grad is None and not state:
                 continue
             where = optimizer.where(g, k)
+            if p.grad is not None and (first := listed.setdefault(p, k)) != k:
+                raise ValueError(f"{where} is parameter {first} again. List it once.")
             watch.require(where, "its state", state, dict)
             if (g, p.dtype) not in known:
                 known[g, p.dtype] = _alike(optimizer, g, p)

@@ -38,8 +38,8 @@ def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def overlaps(tensors: list[torch.Tensor]) -> Iterator[tuple[int, int]]:
-    """Places in the list of two dense tensors that share memory: every one that shares any is in a
-    pair, but not every pair is told."""
+    """Pairs, by position in the list, of dense tensors that share memory. Not every pair is given,
+    but every tensor that shares memory is in one."""
     furthest, end = -1, 0
     for begin, k in sorted((t.data_ptr(), k) for k, t in enumerate(tensors) if t.numel()):
         if begin < end:

@@ -14,9 +14,9 @@ from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
-from .options import Chosen, Hyper, make_plain, not_below_0, or_inf, why_not
+from .options import Chosen, Hyper, clip_at, make_plain, rate, unknown_arguments
 from .plan import Plan
-from .watch import Watch, contents
+from .watch import Watch
 
 FORMS = ("paper", "released")
 FLAGS = ("maximize", "amsgrad", "decoupled_weight_decay")
@@ -30,26 +30,32 @@ class FusedOptimizer(KeepsState):
             ``DTensor``, each process steps the part that it holds. Given ``named_parameters()``,
             errors use the names.
         defaults: the subclass's hyper-parameters.
-        maximize: ascend instead of descend.
+        maximize: ascend instead of descend. Default: False.
         max_grad_norm: clip gradients, within the step and without writing them, by one norm over
             all groups of the optimizer: ``g *= min(1, max_grad_norm / (norm + 1e-6))``, the formula
-            of ``torch.nn.utils.clip_grad_norm_``. None: no clipping; inf: only measure the norm.
-        form: ``"paper"``, the paper's algorithm, or ``"released"``, its authors' code.
-        backend: ``"auto"`` (cuda, else triton, on GPUs; cpu on CPUs), ``"cuda"``, ``"triton"``,
-            ``"cpu"`` or ``"reference"``. Never changes a result.
+            of ``torch.nn.utils.clip_grad_norm_``. None (default): no clipping; inf: only measure.
+        form: ``"paper"`` (default), the paper's algorithm, or ``"released"``, its authors' code.
+        backend: ``"auto"`` (default: cuda, else triton, on GPUs; cpu on CPUs), ``"cuda"``,
+            ``"triton"``, ``"cpu"`` or ``"reference"``. Never changes a result.
         master_weights: keep a float32 copy of 16-bit parameters in the state and update that.
-        state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16; None: like the arithmetic
-            (float32, or float64 for float64 parameters).
+            Default: False. No effect on other parameters.
+        state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16, except that of float64
+            parameters. None (default): float32, or float64 for float64 parameters.
         capturable: make 0-d float64 tensors on the parameters' device of ``lr``, ``weight_decay``,
             ``eps``, ``max_grad_norm``, betas and a ``momentum`` above 0, so that replays of a CUDA
-            graph follow them. Changes no result; not needed where they are such tensors already.
+            graph follow them; other options stay as captured. Default: False. Changes no result.
 
-    Numbers may be floats or 0-d float32 or float64 tensors, whose values are not checked: it would
-    wait. ``backend``, ``master_weights`` and ``state_dtype`` may be assigned between steps;
-    ``capturable``, too, for groups that are added or loaded later.
+    Hyper-parameters may be floats or 0-d float32 or float64 tensors. A tensor's value is not
+    checked, because reading it would make the host wait for the device. ``backend``,
+    ``master_weights`` and ``state_dtype`` may be assigned between steps; ``capturable``, too, for
+    groups that are added or loaded later.
+
+    Raises:
+        TypeError, ValueError: an unknown argument, a value outside its range, or no parameters.
     """
 
     rule: ClassVar[str]  # stem of the algorithm in every layer
+    like_torchs: ClassVar[bool] = False  # whether torch has the same, whose checkpoints load
     constants: ClassVar[tuple[str, ...]] = ()  # bits of the kernel variant, lowest first
     hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
@@ -77,12 +83,12 @@ class FusedOptimizer(KeepsState):
         **unknown: Any,
     ):
         if unknown:
-            raise TypeError(why_not(type(self), unknown))
+            raise TypeError(unknown_arguments(type(self), unknown))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self.capturable = capturable
-        self._captured = []
+        self._captured, self._norm_sq = [], None
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
-        super().__init__(params, {**defaults, **common})
+        super().__init__(params, {**defaults, **common, "algorithm": self.rule})
 
     def _forget(self) -> None:
         """Nothing is known of groups and states: at first, or after assigning or loading some."""
@@ -93,7 +99,7 @@ class FusedOptimizer(KeepsState):
 
     # What a subclass provides
 
-    def states(self, group: dict[str, Any]) -> dict[str, float]:
+    def state_fills(self, group: dict[str, Any]) -> dict[str, float]:
         """State names in column order and what they are filled with; any ``exp_avg`` first."""
         raise NotImplementedError
 
@@ -133,7 +139,7 @@ class FusedOptimizer(KeepsState):
     def check_group(self, where: str, group: dict[str, Any]) -> None:
         """Raise on a hyper-parameter outside its range."""
         checks.max_grad_norm(where, group["max_grad_norm"])
-        checks.hyper_in(where, "lr", not_below_0(group)["lr"], 0.0)
+        checks.hyper_in(where, "lr", rate(group), 0.0)
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
         if "eps" in self.defaults:
             checks.hyper_in(where, "eps", group["eps"], 0.0)
@@ -147,7 +153,7 @@ class FusedOptimizer(KeepsState):
 
     # The step
 
-    @cached_property  # which may be assigned, as those do who want the scaler to unscale
+    @cached_property  # so that it can be overridden by assignment: the scaler then unscales
     def _step_supports_amp_scaling(self) -> bool:
         """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not of FSDP1's
         parameters, whose scaler there tells the other processes of an infinity."""
@@ -209,16 +215,13 @@ class FusedOptimizer(KeepsState):
         try:
             for launch in plan.launches:
                 launch.set_rows(rows)
+                table = launch.step_table
                 if capturing:
-                    table = launch.step_table.capture()
-                    read = (plan, contents(self.state), rows, grad_scale, found_inf, table)
-                    self._captured.append(read)
-                    self._in_graph = True
+                    graphs.keep(self, plan, rows, grad_scale, found_inf, table.capture())
                 else:
-                    launch.step_table.send()
+                    table.send()
                 launch.grads = grads
-                launch.grad_scale = _as_read(grad_scale, launch.device)
-                launch.found_inf = _as_read(found_inf, launch.device)
+                launch.take_amp(grad_scale, found_inf)
             for each in plan.rounds(self, capturing):
                 each.run()
         finally:
@@ -231,7 +234,7 @@ class FusedOptimizer(KeepsState):
         plan.write_counts.count_step()
 
     def _hyper_values(self, group: dict[str, Any]) -> tuple:
-        known = {**group, "released": group["form"] == "released"}
+        known = {**group, "lr": rate(group), "released": group["form"] == "released"}
         if "betas" in self.defaults:  # a group may have a user's own
             known["beta1"], known["beta2"] = group["betas"]
         known |= self.other_hypers(group)
@@ -243,10 +246,7 @@ class FusedOptimizer(KeepsState):
             return self._rows
         for i, group in enumerate(self.param_groups):
             self.check_group(self.where(i), group)
-        rows = [
-            (group["maximize"], or_inf(group["max_grad_norm"]), *self._hyper_values(group))
-            for group in map(not_below_0, self.param_groups)
-        ]
+        rows = [(g["maximize"], clip_at(g), *self._hyper_values(g)) for g in self.param_groups]
         kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in self.param_groups]
         if kernels != self._kernels:
             self._plan = None
@@ -266,10 +266,15 @@ class FusedOptimizer(KeepsState):
         return any(group["max_grad_norm"] is not None for group in self.param_groups)
 
     def bytes_moved(self) -> int:
-        """Bytes of parameters, gradients and states that a step in this process reads and writes,
-        by the plan that is kept from the last one and the sizes of its columns: none of them faded,
-        no survey. 0 before a step, and after one with sparse gradients, whose plan is not kept."""
+        """Bytes of parameters, gradients and states that a step in this process reads and writes if
+        no column has faded. 0 before a step, and after one with sparse gradients."""
         return sum(launch.bytes_moved() for launch in self._plan.launches) if self._plan else 0
+
+    @property
+    def backends_in_use(self) -> dict[str, str]:
+        """What runs the steps, by device: ``{"cuda:0": "triton"}``. Empty before a step, and after
+        one with sparse gradients."""
+        return self._plan.backends_in_use() if self._plan else {}
 
     @property
     def last_grad_norm(self) -> torch.Tensor | None:
@@ -283,6 +288,7 @@ class FusedOptimizer(KeepsState):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group is refused whole where a hyper-parameter is out of range."""
         super().add_param_group(param_group)
+        self.param_groups[-1]["algorithm"] = self.rule  # even of a group that was another's
         make_plain(self.param_groups[-1], self.defaults)
         self._plan = None
         try:
@@ -292,7 +298,3 @@ class FusedOptimizer(KeepsState):
             raise
         if self.capturable:
             graphs.make_live(self.param_groups[-1], self.defaults)
-
-
-def _as_read(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device, torch.float32).resolve_neg()

@@ -1,4 +1,4 @@
-"""What the optimizers' constructors take."""
+"""What the optimizers' constructors take, and how a step reads it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ class Options(OptionsButClipping, total=False):
 
 
 class Chosen:
-    """An optimizer's option that is an attribute and may be assigned between steps: it is checked,
-    and what was found out with another choice is forgotten. (Read, it is among the instance's
-    attributes.)
+    """An optimizer's option that is an attribute and may be assigned between steps: the value is
+    checked, and the plan is discarded.
 
     Args:
-        choices: collections of what it may be; who extends one later adds choices.
+        choices: collections of allowed values, which may grow later.
     """
 
     def __init__(self, *choices: Iterable[Any]):
@@ -47,30 +46,38 @@ class Chosen:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        if optimizer is None:
+            return self
+        try:
+            return vars(optimizer)[self.name]
+        except KeyError:  # of a wrapper that is a subclass, too, and hands on what it lacks
+            raise AttributeError(self.name) from None
+
     def __set__(self, optimizer: Any, value: Any) -> None:
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
         vars(optimizer)[self.name] = value
         optimizer._forget()
 
 
-def why_not(cls: type, unknown: Iterable[str]) -> str:
-    """Why a class cannot be built with some arguments."""
+def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
+    """What is told of a class that cannot be built with some arguments."""
     named = inspect.signature(cls).parameters.values()
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     known = [p.name for p in named if p.kind not in several]
     known += [name for name in Options.__annotations__ if name not in known]
     told = ", ".join(map(repr, unknown))
-    return f"{cls.__name__} has no argument {told}. Leave it out; there are {', '.join(known)}."
+    return f"{cls.__name__} has no argument {told}. Leave it out, or use one of {', '.join(known)}."
 
 
-def not_below_0(group: dict[str, Any]) -> dict[str, Any]:
-    """A group, its rate 0 where rounding brought it below, as at the end of torch's LinearLR."""
+def rate(group: dict[str, Any]) -> Hyper:
+    """A group's lr; 0 where rounding brought it below, as at the end of torch's LinearLR."""
     lr = group["lr"]
-    return {**group, "lr": 0.0} if isinstance(lr, float) and -1e-12 < lr < 0.0 else group
+    return 0.0 if isinstance(lr, float) and -1e-12 < lr < 0.0 else lr
 
 
-def or_inf(max_grad_norm: Hyper | None) -> Hyper:
-    return math.inf if max_grad_norm is None else max_grad_norm
+def clip_at(group: dict[str, Any]) -> Hyper:
+    return math.inf if group["max_grad_norm"] is None else group["max_grad_norm"]
 
 
 def make_plain(group: dict[str, Any], names: Iterable[str]) -> None:

@@ -1,10 +1,7 @@
 """The plan of a step: which tensors, in which launches, with which tables.
 
-A plan is built once and kept until a parameter moves or changes its layout, a gradient appears
-where there was none, a state or a sum that a group keeps is replaced, a parameter that was left out
-changes, a step comes on another stream of a GPU, or the optimizer drops it (a group added, a state
-loaded, another backend, dtype of states, variant or clipping chosen). In a step only gradient
-addresses and hyper-parameters are brought up to date.
+A plan is kept as long as what it was built on stays as it was (docs/design.md lists what ends it).
+In a step only gradient addresses and hyper-parameters are brought up to date.
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ class Round:
 
 class Plan:
     """The launches of one optimizer's step, and the facts they were planned on. It keeps no state
-    alive and no memory of a parameter: who moves them elsewhere, to offload them, frees them. (The
+    alive and no memory of a parameter, so that moving them elsewhere frees their memory. (The
     reference backend, which takes tensors, keeps them until the next step.)"""
 
     def __init__(
@@ -57,13 +54,13 @@ class Plan:
     ):
         self.launches = launches
         self.touched = touched  # by parameter; such a plan is for one step
-        self._streams = _streams(backends)
+        self._backends, self._streams = backends, _streams(backends)
         self._surveyed: tuple | None = None  # what the sums depended on in the last step
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         for i in displaced:
             del planned[i]  # a gradient of theirs calls for another plan
         lists = _lists(optimizer)
-        self._lost: list[weakref.ref] = []  # who died of those that were planned on
+        self._lost: list[weakref.ref] = []  # tensors of the plan that no longer exist
         self._lists, self._state = Watch(lists), Watch(optimizer.state, lost=self._lost)
         self._sums = Watch(optimizer.kept_sums(), lost=self._lost)
         self._params = [p for params in lists for p in params]
@@ -72,8 +69,8 @@ class Plan:
         aside = (p for p, dtype in zip(self._params, self._dtypes, strict=True) if dtype is None)
         self._aside = [p for p in aside if "step" in optimizer.state.get(p, {})]
         self._looked = [*map(_look, self._aside)]
-        # A state may keep its tensor and lose its memory (`t.data = ...`); where one does, all do:
-        # looking at all would take as long as the rest of a small step.
+        # A state may keep its tensor and lose its memory (`t.data = ...`). If one does, usually all
+        # do, and looking at all would take as long as the rest of a small step.
         ends = [e for launch in launches for e in (launch.entries[0], launch.entries[-1])]
         held = [t for e in ends for t in (e.step, *e.states, e.master, *e.carried)]
         fixed = [t for t in (*held, *optimizer.kept_sums()) if t is not None]
@@ -115,6 +112,10 @@ class Plan:
             return self._rounds
         return [self._survey, *self._rounds]
 
+    def backends_in_use(self) -> dict[str, str]:
+        """The names of backends, by device."""
+        return {str(device): backend.name for device, backend in self._backends.items()}
+
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
         return self.launches[0].norm_sq if self.launches else None
@@ -126,7 +127,7 @@ class Plan:
         the gradients, to be kept while the tables have their addresses; or None where the plan no
         longer fits."""
         if (
-            self._lost  # asked first: who died must not be looked for
+            self._lost  # checked first: a tensor that is gone must not be looked for
             # Tables return to the stream that they were made on, while another may still read them,
             # unless a graph that captured them keeps them.
             or (self._streams and not captured and self._streams != _streams(self._streams))

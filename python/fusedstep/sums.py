@@ -42,7 +42,8 @@ class Sums:
 
     Attributes:
         partial: ``[K, slots]`` float64.
-        results: as totals, what kernels write; the same, where no other process has a share.
+        results: like totals, but where kernels write; the same tensors, unless other processes hold
+            part of the segment.
         begin: ``[S + 1]``, chunks: ``[S]`` that one step brings; int64.
         address, result_address: ``[S]`` int64, of totals and results.
         arrived: ``[S]`` int32, chunks of the step under way.

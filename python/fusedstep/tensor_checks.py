@@ -42,9 +42,12 @@ def parameter(where: str, p: torch.Tensor) -> None:
     if p.layout is not torch.strided:
         raise ValueError(f"{where} has layout {p.layout}; kernels update dense memory. Densify it.")
     if p.dtype not in PARAM_DTYPES:
-        remedy = (
-            "Pass torch.view_as_real(p)." if p.is_complex() else "Pass a floating-point tensor."
-        )
+        remedy = "Pass a floating-point tensor."
+        if p.is_complex():
+            remedy = (
+                "Let the module keep a real parameter of shape (..., 2), and compute with "
+                "torch.view_as_complex(p)."
+            )
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in PARAM_DTYPES)
         raise ValueError(f"{where} has dtype {p.dtype}; supported are {names}. {remedy}")
     if p.is_neg():
@@ -55,7 +58,8 @@ def parameter(where: str, p: torch.Tensor) -> None:
     if not memory.is_dense(p):
         raise ValueError(
             f"{where} has shape {tuple(p.shape)} and strides {p.stride()}: its elements overlap or "
-            f"leave gaps in memory. Pass a contiguous copy (`p.detach().clone()`)."
+            f"leave gaps in memory. Give it memory of its own before the optimizer is built "
+            f"(`p.data = p.data.clone(memory_format=torch.contiguous_format)`)."
         )
 
 

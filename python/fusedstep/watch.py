@@ -39,8 +39,8 @@ def _entries(tree: dict, without: str | None) -> Iterator[Any]:
 
 
 class Watch:
-    """The keys and values of a tree of dicts and lists, remembered by identity: it sees that one
-    was replaced, not that its content changed, as tensors' do.
+    """The keys and values of a tree of dicts and lists, remembered by identity: it notices that an
+    object was replaced, not that a tensor's content changed.
 
     Args:
         tree: what is remembered.

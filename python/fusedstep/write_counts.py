@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from itertools import compress
 
 import torch
 
@@ -34,9 +33,7 @@ class WriteCounts:
         """Count a change of every parameter with a gradient: kernels do not do so by themselves. A
         backward pass through what was computed from it before is then an error, and not wrong."""
         for launch, params in zip(self._launches, self._served, strict=True):
-            some = launch.some_absent()
-            moved = params if some is None else list(compress(params, some))
-            count_changes(self._with_parts(moved))
+            count_changes(self._with_parts(launch.with_gradient(params)))
 
     def _with_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Tensors, and of those that are distributed also what this process holds: operations write

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from fusedstep import testing
+from fusedstep.reference.multi_tensor_apply import facts
 
 # mode: opmath, param, grad, exp_avg, masters
 MODES = {
@@ -52,7 +53,7 @@ def compile_kernel(name: str, folder: Path) -> None:
     arch, rule, variant, mode = name.split()
     fields = ("opmath", "param_dtype", "grad_dtype", "exp_avg_dtype")
     dtypes = {field: getattr(torch, dtype) for field, dtype in zip(fields, MODES[mode])}
-    work = SimpleNamespace(rule=rule, variant=int(variant))
+    work = SimpleNamespace(rule=rule, variant=int(variant), facts=facts(rule, int(variant)))
     launch = SimpleNamespace(hypers=2 + HYPERS.get(rule, 0), master=MODES[mode][-1], **dtypes)
     constants = engine.constants(launch, work)
     arguments = {
@@ -87,10 +88,8 @@ def compiled(tmp_path_factory) -> Path:
 
 def arrays(rule: str, variant: int, mode: str) -> tuple[list[int], list[int]]:
     """Bytes of an element of each array that is read, and of each that is written."""
-    from fusedstep.kernels.launch import facts
-
     size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-    own = SimpleNamespace(**facts(rule, variant))
+    own = facts(rule, variant)
     opmath, param, grad, exp_avg, master = MODES[mode]
     opmath, param, grad, exp_avg = (size[x] for x in (opmath, param, grad, exp_avg))
     states = [exp_avg, *[opmath] * (own.STATES - 1)][: own.STATES]
@@ -103,7 +102,6 @@ def arrays(rule: str, variant: int, mode: str) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_code(name, compiled):
-    from fusedstep.kernels.launch import facts
     from fusedstep.kernels.multi_tensor_apply import STAGES
 
     from tests.audit.inspect_code import disassembler, forbidden
@@ -113,7 +111,7 @@ def test_code(name, compiled):
     assert not forbidden(ptx)
     assert set(re.findall(r"\b(?:div|sqrt|rsqrt|rcp)\.(?:\w+\.)*f\d+", ptx)) <= OPCODES
     assert not re.search(r"\b(?:sin|cos|ex2|lg2|tanh)\.", ptx)
-    if mode == "f16" and facts(rule, int(variant))["MOVES_PARAM"]:
+    if mode == "f16" and facts(rule, int(variant)).MOVES_PARAM:
         assert "cvt.rn.f16.f32" in ptx
 
     # Full blocks move 16 bytes of opmath for a thread at once, so 8 of a 16-bit array. What is read

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, max, power, select, sqrt
 
+STATES = (2, 3)  # by variant
+
 
 def scalars(hyper, t, carried, opmath):
     lr, beta1, beta2, eps, weight_decay, decoupled = hyper

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, power, select, sqrt
 
+STATES = 2
+
 
 def scalars(hyper, t, carried, opmath):
     lr, beta1, beta2, eps, weight_decay = hyper

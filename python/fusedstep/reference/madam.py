@@ -5,6 +5,8 @@ from types import SimpleNamespace
 from . import maxva
 from .numerics import div, ema, max, power, select, sqrt
 
+STATES, CARRIED, FADING = (4, 5, 4, 5), 1, 3  # STATES by variant
+
 
 def scalars(hyper, t, carried, opmath):
     lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta = hyper

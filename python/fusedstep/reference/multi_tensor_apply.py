@@ -13,9 +13,12 @@ CHUNK = 16384  # elements; a constant of the law (N7), kChunk in csrc/core/launc
 
 @dataclass(frozen=True)
 class Facts:
-    """What a rule is for a variant, unless its module says otherwise (RuleDefaults in
-    csrc/core/rule.h): under the same names, a value, or a tuple with one for each variant."""
+    """What a rule is for a variant, and what holds where its module says nothing (RuleDefaults in
+    csrc/core/rule.h). A module has these names, with a value or a tuple of one for each variant."""
 
+    STATES: int
+    CARRIED: int = 0
+    FADING: int = -1
     SUMS: int = 0
     EMITS: bool = False
     COUNTED: bool = False
