@@ -1,6 +1,7 @@
 """PyTorch Lightning and Accelerate train to the same bits as a loop written by hand."""
 
 import contextlib
+from pathlib import Path
 
 import fusedstep
 import lightning
@@ -85,6 +86,26 @@ def test_lightning_accumulates_gradients():
 
 
 @quiet
+def test_lightnings_wrapper_hands_on_what_is_asked_of_it():
+    """It makes itself a subclass of the optimizer's class, and has none of its attributes."""
+    seen = []
+
+    class Looks(Module):
+        def on_train_batch_end(self, *_):
+            wrapper = self.optimizers()
+            inner = wrapper.optimizer
+            assert wrapper is not inner and wrapper.last_grad_norm == inner.last_grad_norm > 0
+            assert wrapper.backends_in_use == inner.backends_in_use == {"cpu": "cpu"}
+            assert (wrapper.backend, wrapper.master_weights) == ("auto", False)
+            seen.append(wrapper.state_dtype)
+
+    module = Looks(fusedstep.AdamW, {"max_grad_norm": 1.0, "state_dtype": torch.bfloat16})
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **dict.fromkeys(QUIET, False))
+    trainer.fit(module, torch.utils.data.DataLoader(BATCHES, batch_size=None))
+    assert seen == [torch.bfloat16] * len(BATCHES)
+
+
+@quiet
 def test_lightning_with_a_scaler_clips_in_the_step():
     """Its own clipping, there, refuses optimizers that unscale in their step."""
     options = {"lr": 0.05, "max_grad_norm": 0.1}
@@ -115,3 +136,31 @@ def test_accelerate_accumulates_gradients(cls):
             optimizer.step()
             optimizer.zero_grad()
     assert_same(net.state_dict(), by_hand(cls, options, every=2))
+
+
+def test_the_examples_trainer_leaves_gradients_to_the_step(monkeypatch, tmp_path):
+    """Trainer measures and multiplies them for its log, even where it does not clip."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    from pretrain.training import StepClips
+    from transformers import TrainingArguments
+
+    class Small(StepClips):
+        def compute_loss(self, model, inputs, **_):
+            return loss_of(model, inputs["x"])
+
+    def clip(*_, **__):
+        raise AssertionError("gradients are gone through")
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    settings = {"max_steps": 3, "logging_steps": 1, "save_strategy": "no", "report_to": "none"}
+    settings |= {"use_cpu": True, "remove_unused_columns": False, "disable_tqdm": True}
+    trainer = Small(
+        model=network(),
+        args=TrainingArguments(tmp_path, max_grad_norm=0.0, **settings),
+        train_dataset=[{"x": row} for row in BATCHES[0]],
+        optimizer_cls_and_kwargs=(fusedstep.MAdam, {"lr": 0.05, "max_grad_norm": 0.1}),
+    )
+    trainer.train()
+    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert len(logged) == 2, "the first step has none before it"
+    assert all(norm > 0 for norm in logged)

@@ -137,6 +137,15 @@ def prepare_output(options: Namespace, run: dict[str, Any]) -> Path | None:
     return checkpoint
 
 
+class StepClips(Trainer):
+    """A Trainer for optimizers that clip in their step. Even where it does not clip itself, Trainer
+    would go through all gradients, measuring and multiplying them, to log their norm."""
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """What Trainer has clipped by, or the norm in the optimizer's last step."""
+        return self.optimizer.optimizer.last_grad_norm if grad_norm is None else grad_norm
+
+
 def build_trainer(
     options: Namespace,
     device: torch.device,
@@ -148,11 +157,12 @@ def build_trainer(
     tokenizer = fast_tokenizer(wordpiece, options.length)
     log_probs = unigram_log_probs(split.train, len(tokenizer))
     arguments = {"lr": options.lr, **dict(options.option)}
-    if is_fused(optimizer_class):  # clips in the step; Trainer clips for the others
+    fused = is_fused(optimizer_class)
+    if fused:  # clips in the step; Trainer clips for the others
         arguments.setdefault("max_grad_norm", CLIP_NORM)
-    trainer = Trainer(
+    trainer = (StepClips if fused else Trainer)(
         model=build_bert(len(tokenizer), options.width, options.layers, options.length),
-        args=training_arguments(options, device, 0.0 if is_fused(optimizer_class) else CLIP_NORM),
+        args=training_arguments(options, device, 0.0 if fused else CLIP_NORM),
         train_dataset=list(split.train),
         eval_dataset=list(split.held_out),
         processing_class=tokenizer,
