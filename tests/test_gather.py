@@ -1,0 +1,60 @@
+"""What csrc/gather.h looks at in every step: what is as planned goes its fast way, and only that."""
+
+import fusedstep
+import pytest
+import torch
+from fusedstep import testing
+from fusedstep.plan import Plan
+
+from tests.training import model, train
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch is older than 2.10"
+)
+@pytest.mark.parametrize("shapes", [((4,), (3, 2), ()), ((0,), (1, 5, 1))], ids=["some", "empty"])
+@pytest.mark.parametrize("mode", testing.MODES, ids=lambda mode: mode.id)
+def test_what_is_as_planned_is_found_without_python(mode, shapes, monkeypatch):
+    params = [mode.parameter(p.detach()) for p in model(*shapes, dtype=mode.param)]
+    optimizer = fusedstep.AdamW(params, **mode.options)
+    for t in range(3):
+        for p in params:
+            p.grad = torch.ones(p.shape, dtype=mode.grad)
+            if p.ndim == 3:
+                p.grad = p.grad.as_strided(p.shape, (9, 1, 7))  # of dimensions of size 1
+        if t == 2:
+            params[0].grad = None
+        optimizer.step()
+        monkeypatch.setattr(Plan, "_collect_each", None)
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2] + [3] * (len(params) - 1)
+
+
+CHANGES = {
+    "a gradient's width": (torch.float32, lambda p, near: (None, torch.ones(4).double())),
+    "a gradient's dtype": (torch.bfloat16, lambda p, near: (None, torch.ones(4).half())),
+    "a gradient of fewer elements": (torch.float32, lambda p, near: (None, torch.ones(2))),
+    "a gradient of more dimensions": (torch.float32, lambda p, near: (None, torch.ones(2, 4).t())),
+    "a parameter's width": (torch.float32, lambda p, near: (near.view(torch.float64)[:4], None)),
+    "a parameter's dtype": (torch.bfloat16, lambda p, near: (near.view(torch.float16)[:4], None)),
+    "no dimension": (torch.float32, lambda p, near: (near[0], p.grad[0])),
+    "other strides": (torch.float32, lambda p, near: (near[:8:2], torch.ones(8)[::2])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_exchanged_under_its_tensor_is_not_as_planned(change):
+    """At the same address and alike in all but one, so that nothing else tells."""
+    dtype, exchange = CHANGES[change]
+    near = torch.ones(16, dtype=dtype)
+    p = torch.nn.Parameter(near[:4])
+    optimizer = fusedstep.AdamW([p])
+    train(optimizer, [p], 2)
+    before = near.clone()
+    data, grad = exchange(p, near)
+    if data is not None:
+        p.data = data
+    if grad is not None:
+        p.grad.data = grad
+    with pytest.raises(ValueError, match="dtype|shape"):
+        optimizer.step()
+    assert torch.equal(near, before)
