@@ -131,3 +131,19 @@ def test_summands_along_one_dimension_are_no_parameters_either(alone):
     p.grad = DTensor.from_local(torch.ones(3), mesh, [Replicate(), Partial()])
     with pytest.raises(ValueError, match="each process holds a summand of all elements"):
         fusedstep.AdamW([p]).step()
+
+
+def test_a_plan_sees_a_gradient_that_is_not_distributed_as_planned(alone):
+    whole = with_gradients((4,), (4,))
+    params = distribute(whole, alone, [[Shard(0)], None])
+    give_parts(params, whole)
+    optimizer = fusedstep.AdamW(params)
+    optimizer.step()
+    grads = [p.grad for p in params]
+    for p, own, other in zip(params, grads, grads[::-1], strict=True):
+        p.grad = other
+        with pytest.raises(ValueError, match="has as gradient a (tensor that is none|DTensor on)"):
+            optimizer.step()
+        p.grad = own
+    optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2, 2]
