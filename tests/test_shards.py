@@ -76,7 +76,7 @@ def norms_are_those_of_whole_tensors(mesh_shape, layouts, classes):
             options |= {"betas": (0.0, 0.0), "eps": 0.0}
         if issubclass(cls, fusedstep.AvaGrad):  # eta is then a power of 2
             options |= {"betas": (0.0, 0.0), "eps": 1 / 16, "max_grad_norm": math.inf}
-        whole = model(*SHAPES)
+        whole = [*model(*SHAPES[:2]), *model(*SHAPES[2:], dtype=torch.bfloat16)]  # two launches
         for p in whole:
             p.data = (p.data * 16).round() / 16
         parts_of, of = train_both(
@@ -217,8 +217,13 @@ def gradients_come_as_they_are_distributed():
         params[0].grad, params[1].grad = by_columns, summands
         if t == 0:
             optimizer, of = fusedstep.MAdam(params), fusedstep.MAdam(whole)
+        elif t == 1:  # states, too
+            for p, placement in zip(params, (Replicate(), Shard(0))):
+                state = optimizer.state[p]
+                state["exp_avg"] = state["exp_avg"].redistribute(mesh, [placement])
         optimizer.step()
         of.step()
+    assert all(optimizer.state[p]["exp_avg"].placements == p.placements for p in params)
     assert_same(gathered(optimizer, params), stored(of, whole))
 
 
