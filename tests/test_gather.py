@@ -1,4 +1,4 @@
-"""What csrc/gather.h looks at in every step: what is as planned goes its fast way, and only that."""
+"""What csrc/gather.h looks at in every step: what is as planned goes the fast way, and no other."""
 
 import fusedstep
 import pytest
