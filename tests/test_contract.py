@@ -122,6 +122,11 @@ def test_columns_agree_with_the_kernels(cls):
                 assert kernel.carried == len(cls.carried)
 
 
+def test_levels_are_told_once_and_the_widest_last():
+    levels = CpuBackend().module.cpu_levels()
+    assert levels == sorted(set(levels)), "generic, x86_64_v3, ..."
+
+
 @pytest.mark.parametrize("rule", [*RULES, GRAD_NORM])
 def test_every_spelling_of_a_rule_states_the_same_facts(rule):
     native, emulated = CpuBackend(), emulation.load()
