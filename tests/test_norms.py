@@ -1,9 +1,14 @@
 """Norms and means over groups that differ, and over parameters that take no part."""
 
+from functools import partial
+
 import fusedstep
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
 
+from tests.distributed import distribute, spawn, train_both
 from tests.test_sums import parameters
 from tests.training import model
 
@@ -79,3 +84,19 @@ def test_to_clip_at_0_is_refused_with_what_switches_clipping_off():
     for zero in (0, 0.0):
         with pytest.raises(ValueError, match="max_grad_norm is 0.*Pass None, which clips nothing"):
             fusedstep.LAMB(model(), max_grad_norm=zero)
+
+
+def a_part_of_zeros_has_no_share_in_a_mean():
+    """Though it had one in the step before."""
+
+    def first_half(params, seed):
+        params[0].grad = torch.tensor([3.0, 3.0, seed == 0, seed == 0])
+
+    whole = model((4,))
+    params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)]])
+    options = {"betas": (0.0, 0.0), "eps": 1.0, "skip_zero_second_moment": True}
+    train_both(partial(fusedstep.AvaGrad, **options), params, whole, give=first_half)
+
+
+def test_a_part_of_zeros_has_no_share_in_a_mean():
+    spawn(a_part_of_zeros_has_no_share_in_a_mean)
