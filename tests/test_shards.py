@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from tests.distributed import (
     distribute,
     gathered,
+    give_parts,
     give_sixteenths,
     spawn,
     train_both,
@@ -249,13 +250,17 @@ def test_parts_are_found_without_python(alone, monkeypatch):
 
 
 def test_a_plan_keeps_no_part_alive(alone):
-    params = distribute(with_gradients((4,)), alone, [[Shard(0)]])
+    whole = with_gradients((4,))
+    params = distribute(whole, alone, [[Shard(0)]])
+    give_parts(params, whole)
     optimizer = fusedstep.AdamW(params)
     optimizer.step()
     old = weakref.ref(params[0]._local_tensor)
     params[0]._local_tensor = params[0]._local_tensor.clone()
     assert old() is None
+    before = params[0].full_tensor().clone()
     optimizer.step()
+    assert (params[0].full_tensor() != before).all()
 
 
 def test_a_sharded_model_is_converted_after_a_step(alone):

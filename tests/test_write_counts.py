@@ -6,8 +6,19 @@ import fusedstep
 import pytest
 import torch
 from fusedstep import write_counts
+from fusedstep.shards import local
+from torch.distributed.tensor import Shard
 
-from tests.training import assert_same, every_class, model, on_every_backend, stored, train
+from tests.distributed import distribute, gathered, give_parts
+from tests.training import (
+    assert_same,
+    every_class,
+    give_gradients,
+    model,
+    on_every_backend,
+    stored,
+    train,
+)
 
 
 @on_every_backend
@@ -87,6 +98,22 @@ def test_states_restored_in_place_are_taken_up(cls, form):
                 optimizer.load_state_dict(saved)
         train(optimizer, params, 2, seed=9)
         found.append(stored(optimizer, params))
+    assert_same(*found)
+
+
+def test_writes_into_the_part_of_a_distributed_state_are_taken_up(alone):
+    found = []
+    for layout in (None, [Shard(0)]):
+        whole = model((4,))
+        (p,) = params = distribute(whole, alone, [layout])
+        optimizer = fusedstep.AvaGrad(params)
+        for t in range(3):
+            give_gradients(whole, seed=t)
+            give_parts(params, whole)
+            if t == 2:
+                local(optimizer.state[p]["exp_avg_sq"]).mul_(4.0)
+            optimizer.step()
+        found.append(gathered(optimizer, params))
     assert_same(*found)
 
 
