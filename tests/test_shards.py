@@ -215,6 +215,8 @@ def gradients_come_as_they_are_distributed():
         give_gradients(whole, seed=t)
         by_columns = distribute_tensor(whole[0].grad, mesh, [Shard(1)])
         summands = DTensor.from_local(whole[1].grad / 2, mesh, [Partial()])
+        if t == 2:  # whose sum is under way
+            summands = summands.redistribute(mesh, [Replicate()], async_op=True)
         params[0].grad, params[1].grad = by_columns, summands
         if t == 0:
             optimizer, of = fusedstep.MAdam(params), fusedstep.MAdam(whole)
