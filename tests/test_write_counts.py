@@ -7,9 +7,9 @@ import pytest
 import torch
 from fusedstep import write_counts
 from fusedstep.shards import local
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
-from tests.distributed import distribute, gathered, give_parts
+from tests.distributed import distribute, gathered, give_parts, with_gradients
 from tests.training import (
     assert_same,
     every_class,
@@ -115,6 +115,20 @@ def test_writes_into_the_part_of_a_distributed_state_are_taken_up(alone):
             optimizer.step()
         found.append(gathered(optimizer, params))
     assert_same(*found)
+
+
+def test_a_part_that_was_made_under_inference_mode_has_no_count(alone):
+    whole = with_gradients((4,))
+    (p,) = params = distribute(whole, alone, [[Shard(0)]])
+    give_parts(params, whole)
+    optimizer = fusedstep.AvaGrad(params)
+    optimizer.step()
+    with torch.inference_mode():
+        loaded = torch.ones(4)
+    optimizer.state[p]["exp_avg_sq"] = DTensor.from_local(loaded, alone, [Shard(0)])
+    for _ in range(2):
+        optimizer.step()
+    assert int(optimizer.state[p]["step"]) == 3
 
 
 def test_writes_that_torch_does_not_count_are_taken_up_by_loading():
