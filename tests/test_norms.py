@@ -87,15 +87,18 @@ def test_to_clip_at_0_is_refused_with_what_switches_clipping_off():
 
 
 def a_part_of_zeros_has_no_share_in_a_mean():
-    """Though it had one in the step before."""
+    """Though it had one in the step before; a NaN has, and makes NaNs of all in the next step."""
 
     def first_half(params, seed):
-        params[0].grad = torch.tensor([3.0, 3.0, seed == 0, seed == 0])
+        last = torch.nan if seed == 4 else float(seed == 0)
+        params[0].grad = torch.tensor([3.0, 3.0, 0.0, last])
 
     whole = model((4,))
     params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)]])
     options = {"betas": (0.0, 0.0), "eps": 1.0, "skip_zero_second_moment": True}
-    train_both(partial(fusedstep.AvaGrad, **options), params, whole, give=first_half)
+    for steps in (4, 6):
+        train_both(partial(fusedstep.AvaGrad, **options), params, whole, steps, first_half)
+    assert whole[0].isnan().all()
 
 
 def test_a_part_of_zeros_has_no_share_in_a_mean():
