@@ -174,23 +174,23 @@ __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue
   if constexpr (Rule::kFading >= 0)
     if (whole > 0 && !now.faded)
       next.state[Rule::kFading] = load<true, T>(kOpmath<T>, columns.state[Rule::kFading], own, 0);
-  int row = 0, turn = 0;
-  for (; row < whole; row += kStride) {
+  int offset = 0, turn = 0;
+  for (; offset < whole; offset += kStride) {
     const Loaded<Rule> loaded = next;
-    if (row + kStride < whole)
-      load_unit<true>(launch, columns, now.faded, own + row + kStride, 0, next);
+    if (offset + kStride < whole)
+      load_unit<true>(launch, columns, now.faded, own + offset + kStride, 0, next);
     Values<Rule> values;
     update_unit(launch, now, scale, loaded, values);
-    store_unit<true>(launch, columns, now.faded, own + row, 0, values);
+    store_unit<true>(launch, columns, now.faded, own + offset, 0, values);
     lanes.add(values, turn, kUnit<T>);
     turn = (turn + 1) % Lanes<Rule>::kTurns;
   }
-  for (; row < n; row += kStride) {
-    const int left = n - row - int(threadIdx.x) * kUnit<T>;
+  for (; offset < n; offset += kStride) {
+    const int left = n - offset - int(threadIdx.x) * kUnit<T>;
     Values<Rule> values;
-    load_unit<false>(launch, columns, now.faded, own + row, left, next);
+    load_unit<false>(launch, columns, now.faded, own + offset, left, next);
     update_unit(launch, now, scale, next, values);
-    store_unit<false>(launch, columns, now.faded, own + row, left, values);
+    store_unit<false>(launch, columns, now.faded, own + offset, left, values);
     lanes.add(values, turn, left);
     turn = (turn + 1) % Lanes<Rule>::kTurns;
   }

@@ -11,7 +11,7 @@ PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 COUNT_DTYPES = (torch.int64, torch.int32)
 
 
-def _plain(where: str, what: str, t: torch.Tensor) -> None:
+def _has_memory(where: str, what: str, t: torch.Tensor) -> None:
     """Require a tensor with memory of its own."""
     if not memory.is_sparse(t) and memory.is_missing(t):
         raise ValueError(
@@ -32,7 +32,7 @@ def tensors(where: str, params: list) -> None:
 
 def parameter(where: str, p: torch.Tensor) -> None:
     """Require a parameter that kernels can update in place."""
-    _plain(where, "is", p)
+    _has_memory(where, "is", p)
     if shards.is_dtensor(p) and any(placement.is_partial() for placement in p.placements):
         raise ValueError(
             f"{where} is a DTensor with placements {p.placements}: each process holds a summand of "
@@ -71,7 +71,7 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"{why_not_sparse or 'of the sparse layouts only torch.sparse_coo is supported'}. "
             f"Build the layer with sparse=False or densify the gradient (`p.grad.to_dense()`)."
         )
-    _plain(where, "has as gradient", g)
+    _has_memory(where, "has as gradient", g)
     allowed = {p.dtype} | ({torch.float32} if p.dtype.itemsize == 2 else set())
     if g.dtype not in allowed:
         raise ValueError(
@@ -109,7 +109,7 @@ def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
         return
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{where} {what} {value!r}, which is not a tensor. {remedy}")
-    _plain(where, what, value)
+    _has_memory(where, what, value)
     if scalar and shards.is_dtensor(value):
         raise ValueError(
             f"{where} {what} a DTensor, where each process keeps a number of its own. Pass a 0-d "
