@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cached_property
 
 import torch
 
@@ -24,6 +25,10 @@ class EmulatedCuda(CudaBackend):
     """The CUDA kernels' own source, compiled by the C++ compiler and run on CPU tensors."""
 
     name = "cuda-emulated"
+    module = cached_property(lambda self: emulation.load())  # it is built when it is first needed
+
+    def __init__(self):
+        pass
 
     def why_not(self, device):
         return None if device.type == "cpu" else "the emulation updates tensors on cpu"
@@ -45,7 +50,7 @@ def _register() -> list[str]:
         BACKENDS[f"cpu-{level}"] = backend = CpuBackend(level=level)
         backend.name = f"cpu-{level}"
         names.append(backend.name)
-    BACKENDS[EmulatedCuda.name] = EmulatedCuda(emulation.load())
+    BACKENDS[EmulatedCuda.name] = EmulatedCuda()
     return [*names, EmulatedCuda.name]
 
 

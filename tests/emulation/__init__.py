@@ -45,16 +45,18 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "build.ninja").exists():
+        stamp = folder / "made-for"  # CMake keeps to the checkout that its folder began with
+        if not (stamp.exists() and stamp.read_text() == str(REPOSITORY)):
             print("building the emulated CUDA kernels: minutes, once", file=sys.__stderr__)
             _run(
-                *("cmake", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(folder)),
+                *("cmake", "--fresh", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(folder)),
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DFUSEDSTEP_MODULE_NAME={NAME}",
                 f"-DFUSEDSTEP_SANITIZE={SANITIZERS}",
                 f"-DBUILD_TESTING={'ON' if SANITIZERS else 'OFF'}",
                 "-DFUSEDSTEP_EMULATE_CUDA=ON",
             )
+            stamp.write_text(str(REPOSITORY))
         _run("cmake", "--build", str(folder))
     return folder
 
