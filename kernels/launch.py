@@ -29,6 +29,11 @@ REGISTERS, REGISTERS_TO_SUM, REGISTERS_TO_NORM = 96, 80, 32
 def constants(launch, work) -> dict:
     """What one compiled kernel is for."""
     rule = import_module(f"{__package__}.{work.rule}")
+    if isinstance(rule.update, triton.JITFunction) is INTERPRETED:
+        raise RuntimeError(
+            "TRITON_INTERPRET has changed since the triton backend was first used. Leave it as it "
+            "is while the program runs."
+        )
     return {
         **vars(work.facts),
         "faded": getattr(rule, "faded", never_faded),

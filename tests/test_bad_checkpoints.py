@@ -6,6 +6,7 @@ import warnings
 import fusedstep
 import pytest
 import torch
+from torch.optim import SGD, AdamW, NAdam
 
 from tests.training import (
     CLASSES,
@@ -150,22 +151,29 @@ def test_what_another_algorithm_saved_is_refused(cls):
 
 
 @every_class
-def test_a_group_that_was_another_optimizers_is_ones_own(cls):
+def test_a_group_that_optimizers_share_is_each_ones_own(cls):
     params = model()
-    optimizer = cls([{"params": params, "algorithm": "another"}])
-    train(optimizer, params, 1)
-    cls(params).load_state_dict(optimizer.state_dict())
+    first = fusedstep.LAMB(params)
+    train(first, params, 1)
+    second = cls([{"params": params, "algorithm": "lamb"}])
+    second.param_groups[0].update(first.param_groups[0], lr=0.01)
+    second = cls(second.param_groups)
+    with pytest.raises(ValueError, match="momentum is 5"):
+        fusedstep.MADGRAD(first.param_groups, momentum=5.0)
+    train(second, params, 1)
+    fusedstep.LAMB(params).load_state_dict(first.state_dict())
+    cls(params).load_state_dict(second.state_dict())
 
 
 @every_class
 def test_what_others_saved_is_taken_with_a_warning_where_it_may_mean_something_else(cls):
     params = model()
     optimizer = cls(params)
-    for theirs in (torch.optim.SGD(params, lr=0.1), torch.optim.AdamW(params)):
+    for theirs in map(lambda cls: cls(params, lr=0.1), (SGD, AdamW, NAdam)):
         state = theirs.state_dict()
         for group in state["param_groups"]:  # else the two decays are told apart
             group.pop("decoupled_weight_decay", None)
-        if optimizer.like_torchs and "betas" in theirs.defaults:
+        if optimizer.like_torchs and type(theirs) is AdamW:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 optimizer.load_state_dict(state)

@@ -224,6 +224,13 @@ optimizer.step()
 del os.environ["TRITON_INTERPRET"]
 optimizer.step()
 assert optimizer.state[p]["step"] == 2
+other = fusedstep.LAMB([p], backend="triton")  # whose kernels are defined now
+try:
+    other.step()
+except RuntimeError as error:
+    assert "TRITON_INTERPRET has changed" in str(error) and not other.state
+else:
+    raise AssertionError("it was not told")
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)

@@ -142,8 +142,8 @@ class StepClips(Trainer):
     would go through all gradients, measuring and multiplying them, to log their norm."""
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """What Trainer has clipped by, or the norm in the optimizer's last step."""
-        return self.optimizer.optimizer.last_grad_norm if grad_norm is None else grad_norm
+        """The norm in the step before."""
+        return self.optimizer.optimizer.last_grad_norm
 
 
 def build_trainer(

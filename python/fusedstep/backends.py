@@ -39,9 +39,13 @@ class _Native:
 
     def __init__(self, module=None):
         self.module = module or native.module
-        self.absent = self.module is None and (
-            f"fusedstep._native is not built ({native.why_absent}); install a C++ compiler "
-            f"(Debian: apt install g++) and run `pip install .` again"
+        self.absent = (
+            None
+            if self.module
+            else (
+                f"fusedstep._native is not built ({native.why_absent}); install a C++ compiler "
+                f"(Debian: apt install g++) and run `pip install .` again"
+            )
         )
 
     def kernel(self, rule: str, variant: int, float64: bool):

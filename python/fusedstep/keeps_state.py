@@ -49,6 +49,13 @@ class KeepsState(torch.optim.Optimizer):
             if isinstance(p, torch.Tensor) and MASTER in state and _has_memory_of(p, state[MASTER]):
                 state[MASTER].copy_(p)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; groups name the algorithm that wrote them."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:  # copies: optimizers may share a group
+            group["algorithm"] = self.rule
+        return saved
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
 
@@ -98,8 +105,8 @@ class KeepsState(torch.optim.Optimizer):
                 f"`optimizer.master_weights = True` and load again."
             )
         groups = loaded["param_groups"]
-        ours = any("algorithm" in group for group in groups)
-        torchs = self.like_torchs and all("betas" in group for group in groups)
+        ours = any("form" in group for group in groups)
+        torchs = self.like_torchs and all("amsgrad" in group for group in groups)
         held = ", ".join(map(str, dict.fromkeys(chain(*states.values()))))
         if held and not any("step" in state for state in states.values()):
             yield (
@@ -109,9 +116,9 @@ class KeepsState(torch.optim.Optimizer):
             )
         elif groups and not ours and not torchs:
             yield (
-                "another kind of optimizer wrote what was loaded: its states and rates are taken, "
-                "and may mean something else here. Load what an optimizer of this class saved, or "
-                "the model's weights alone."
+                "another kind of optimizer wrote what was loaded: its rates are taken, and states "
+                "of the same names, and may mean something else here. Load what an optimizer of "
+                "this class saved, or the model's weights alone."
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -215,13 +215,15 @@ class FusedOptimizer(KeepsState):
         try:
             for launch in plan.launches:
                 launch.set_rows(rows)
-                table = launch.step_table
-                if capturing:
-                    graphs.keep(self, plan, rows, grad_scale, found_inf, table.capture())
-                else:
-                    table.send()
                 launch.grads = grads
                 launch.take_amp(grad_scale, found_inf)
+            tables = [launch.step_table for launch in plan.launches]
+            if capturing:
+                captured = [table.capture() for table in tables]
+                graphs.keep(self, plan, rows, grad_scale, found_inf, captured)
+            else:
+                for table in tables:
+                    table.send()
             for each in plan.rounds(self, capturing):
                 each.run()
         finally:
@@ -267,13 +269,12 @@ class FusedOptimizer(KeepsState):
 
     def bytes_moved(self) -> int:
         """Bytes of parameters, gradients and states that a step in this process reads and writes if
-        no column has faded. 0 before a step, and after one with sparse gradients."""
+        no column has faded; 0 while none is planned (at first, and with sparse gradients)."""
         return sum(launch.bytes_moved() for launch in self._plan.launches) if self._plan else 0
 
     @property
     def backends_in_use(self) -> dict[str, str]:
-        """What runs the steps, by device: ``{"cuda:0": "triton"}``. Empty before a step, and after
-        one with sparse gradients."""
+        """What runs the steps, by device: ``{"cuda:0": "triton"}``; empty while none is planned."""
         return self._plan.backends_in_use() if self._plan else {}
 
     @property
@@ -288,7 +289,6 @@ class FusedOptimizer(KeepsState):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group is refused whole where a hyper-parameter is out of range."""
         super().add_param_group(param_group)
-        self.param_groups[-1]["algorithm"] = self.rule  # even of a group that was another's
         make_plain(self.param_groups[-1], self.defaults)
         self._plan = None
         try:

@@ -52,7 +52,8 @@ class Chosen:
         try:
             return vars(optimizer)[self.name]
         except KeyError:  # of a wrapper that is a subclass, too, and hands on what it lacks
-            raise AttributeError(self.name) from None
+            lacks = f"{type(optimizer).__name__!r} object has no attribute {self.name!r}"
+            raise AttributeError(lacks) from None
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))

@@ -58,7 +58,7 @@ def parameter(where: str, p: torch.Tensor) -> None:
     if not memory.is_dense(p):
         raise ValueError(
             f"{where} has shape {tuple(p.shape)} and strides {p.stride()}: its elements overlap or "
-            f"leave gaps in memory. Give it memory of its own before the optimizer is built "
+            f"leave gaps in memory. Give it memory of its own "
             f"(`p.data = p.data.clone(memory_format=torch.contiguous_format)`)."
         )
 
