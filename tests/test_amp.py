@@ -117,6 +117,19 @@ def test_scaling_and_clipping_are_one_step(cls):
     assert_same(stored(a, ours), stored(b, plain))
 
 
+@on_every_backend
+def test_a_gradient_is_unscaled_before_it_is_clipped(cls, backend, device):
+    """A scale that is no power of two shows the order of the roundings."""
+    found = []
+    for by, where in ((backend, device), ("reference", "cpu")):
+        params = model(device=where)
+        optimizer = cls(params, backend=by, max_grad_norm=0.5)
+        optimizer.grad_scale = torch.tensor(3.0, device=where)
+        train(optimizer, params, 2)
+        found.append({name: value.cpu() for name, value in stored(optimizer, params).items()})
+    assert_same(*found)
+
+
 @every_class
 def test_one_step_equals_unscale_clip_and_step(cls):
     """`max_grad_norm` with a scaler, against torch's three calls."""
