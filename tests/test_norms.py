@@ -52,6 +52,31 @@ def test_avagrad_sees_a_changed_choice_of_coordinates(backend, device):
     assert torch.equal(p, q)
 
 
+def test_terms_1024_chunks_apart_are_added_before_all_others(backend, device):
+    """With half the lanes of the law, each would be added to 2^56 alone, and lost."""
+    params = parameters([1] * 1537, (torch.float32,), device)
+    gradients = {0: 0.0, 512: 0.4, 1536: 0.4}  # 1 / (|g| + eps): 2^28, 2.5, 2.5
+    for i, p in enumerate(params):
+        p.grad = torch.full_like(p, gradients[i]) if i in gradients else None
+    options = {"betas": (0.9, 0.0), "eps": 2.0**-28, "form": "released"}
+    optimizer = fusedstep.AvaGrad(params, backend=backend, **options)
+    optimizer.step()
+    optimizer.step()
+    assert optimizer.param_groups[0]["eta_sq_sum"].tolist() == [2.0**56 + 16, 3]
+
+
+@pytest.mark.parametrize("value, want", [(0.0, [9.0, 9.0]), (1e30, [0.0, 9.0])], ids=str)
+def test_a_mean_stays_only_where_no_coordinate_is_counted(value, want, backend, device):
+    """Not where the sum is zero, too: it is that of infinite second moments."""
+    (p,) = parameters([9], (torch.float32,), device)
+    options = {"betas": (0.0, 0.0), "eps": 0.5, "form": "released"}
+    optimizer = fusedstep.AvaGrad([p], backend=backend, skip_zero_second_moment=True, **options)
+    for gradient in (0.5, value, 0.0):  # each is seen one step later
+        p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+    assert optimizer.param_groups[0]["eta_sq_sum"].tolist() == want
+
+
 def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():
     found = []
     for cast in (torch.Tensor.double, torch.Tensor.float):
