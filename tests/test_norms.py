@@ -1,5 +1,6 @@
 """Norms and means over groups that differ, and over parameters that take no part."""
 
+import math
 from functools import partial
 
 import fusedstep
@@ -50,6 +51,16 @@ def test_avagrad_sees_a_changed_choice_of_coordinates(backend, device):
     a.step()
     b.step()
     assert torch.equal(p, q)
+
+
+def test_the_square_of_a_float64_is_rounded_before_it_is_added(backend, device):
+    """Elements 0 and 1024 are terms of one lane; fused, product and sum would round once."""
+    (p,) = parameters([2048], (torch.float64,), device)
+    p.grad.zero_()
+    p.grad[0], p.grad[1024] = 1.0, 1.3
+    optimizer = fusedstep.AdamW([p], max_grad_norm=1.0, backend=backend)
+    optimizer.step()
+    assert float(optimizer.last_grad_norm) == math.sqrt(1.0 + 1.3 * 1.3)
 
 
 def test_terms_1024_chunks_apart_are_added_before_all_others(backend, device):
