@@ -88,6 +88,19 @@ def test_a_mean_stays_only_where_no_coordinate_is_counted(value, want, backend, 
     assert optimizer.param_groups[0]["eta_sq_sum"].tolist() == want
 
 
+def test_avagrad_sees_a_changed_eps_where_there_is_no_gradient(backend, device):
+    found = []
+    for by, where in ((backend, device), ("reference", "cpu")):
+        p, q = params = parameters([300, 40], (torch.float32,), where)
+        optimizer = fusedstep.AvaGrad(params, backend=by, eps=0.1)
+        optimizer.step()
+        q.grad = None
+        optimizer.param_groups[0]["eps"] = 0.5
+        optimizer.step()
+        found.append(p.detach().cpu())
+    assert torch.equal(*found)
+
+
 def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():
     found = []
     for cast in (torch.Tensor.double, torch.Tensor.float):
