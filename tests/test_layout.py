@@ -206,3 +206,12 @@ def test_strides_of_size_one_dimensions_do_not_make_gaps():
 
 def test_an_empty_tensor_is_dense():
     assert is_dense(torch.zeros(3, 0)) and is_dense(torch.zeros(0, 2, 3))
+
+
+def test_a_parameter_that_is_listed_twice_is_told():
+    (p,) = params = model((3,))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = fusedstep.MADGRAD([p, *params])
+    give_gradients(params)
+    with pytest.raises(ValueError, match="parameter 1 is parameter 0 again. List it once"):
+        optimizer.step()

@@ -10,7 +10,16 @@ from fusedstep import plan, state_tensors
 from fusedstep.backends import CpuBackend
 from fusedstep.launch import Launch
 
-from tests.training import CLASSES, assert_same, every_class, give_gradients, model, stored, train
+from tests.training import (
+    CLASSES,
+    assert_same,
+    every_class,
+    give_gradients,
+    model,
+    nothing_moves,
+    stored,
+    train,
+)
 
 
 @pytest.mark.parametrize("where", ["a state", "a table"])
@@ -94,11 +103,11 @@ def test_a_missing_kernel_is_told_before_another_moves_anything():
 
     params = model()
     give_gradients(params)
-    before = [p.clone() for p in params]
     optimizer = Newer([{"params": params[:1]}, {"params": params[1:], "maximize": True}])
-    with pytest.raises(RuntimeError, match="no CPU kernel delayed_adam, variant 9, .*`pip install"):
+    message = "no CPU kernel delayed_adam, variant 9, .*`pip install"
+    with nothing_moves(params), pytest.raises(RuntimeError, match=message):
         optimizer.step()
-    assert all(map(torch.equal, params, before)) and not optimizer.state
+    assert not optimizer.state
 
 
 def test_another_backend_is_taken_up(monkeypatch):
@@ -242,11 +251,10 @@ def test_containers_whose_changes_would_not_be_seen(message):
     params = model()
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)
-    before = [p.detach().clone() for p in params]
     CONTAINERS[message](optimizer)
-    with pytest.raises(TypeError, match=f"{message}, within which a step sees no change"):
+    told = f"{message}, within which a step sees no change"
+    with nothing_moves(params), pytest.raises(TypeError, match=told):
         optimizer.step()
-    assert all(map(torch.equal, params, before))
 
 
 @pytest.mark.parametrize("cls", [fusedstep.AvaGrad, fusedstep.LaProp])
@@ -283,12 +291,3 @@ def test_what_ends_it_converts_no_state(monkeypatch):
     with pytest.raises(MemoryError):
         optimizer.step()
     assert before == {p: dict(optimizer.state[p]) for p in params}
-
-
-def test_a_parameter_that_is_listed_twice_is_told():
-    (p,) = params = model((3,))
-    with pytest.warns(UserWarning, match="duplicate parameters"):
-        optimizer = fusedstep.MADGRAD([p, *params])
-    give_gradients(params)
-    with pytest.raises(ValueError, match="parameter 1 is parameter 0 again. List it once"):
-        optimizer.step()

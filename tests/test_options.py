@@ -4,7 +4,7 @@ import fusedstep
 import pytest
 import torch
 
-from tests.training import assert_same, give_gradients, model, stored, train
+from tests.training import assert_same, give_gradients, model, nothing_moves, stored, train
 
 
 def test_betas_that_a_user_keeps_in_a_group_are_not_read():
@@ -27,11 +27,9 @@ def test_a_rates_tensor_that_is_no_number_any_more_is_refused(message):
     params, rate = model(), torch.tensor(0.1)
     optimizer = fusedstep.AdamW(params, lr=rate)
     train(optimizer, params, 1)
-    before = [p.detach().clone() for p in params]
     SPOILED_RATES[message](rate)
-    with pytest.raises(ValueError, match=f"group 0: .*{message}"):
+    with nothing_moves(params), pytest.raises(ValueError, match=f"group 0: .*{message}"):
         optimizer.step()
-    assert all(map(torch.equal, params, before))
 
 
 def test_a_sparse_rate_is_refused():
@@ -81,10 +79,9 @@ def test_a_momentum_in_a_tensor_is_not_read_to_choose_a_kernel():
 def test_a_closure_may_change_an_option():
     params = model()
     optimizer = fusedstep.AdamW(params, lr=1.0)
-    before = [p.detach().clone() for p in params]
     give_gradients(params)
-    optimizer.step(lambda: optimizer.param_groups[0].update(lr=0.0))
-    assert all(map(torch.equal, params, before))
+    with nothing_moves(params):
+        optimizer.step(lambda: optimizer.param_groups[0].update(lr=0.0))
 
 
 def test_a_closure_computes_gradients_where_a_step_is_taken_without():

@@ -1,5 +1,6 @@
 """Small models and their training, shared by the tests of behaviour."""
 
+import contextlib
 import inspect
 
 import fusedstep
@@ -72,6 +73,13 @@ def stored(optimizer, params):
         sums = {n: v for n, v in group.items() if isinstance(v, torch.Tensor) and v.ndim}
         result |= {f"group {i} {name}": v.clone() for name, v in sums.items()}
     return result
+
+
+@contextlib.contextmanager
+def nothing_moves(params):
+    before = [p.detach().clone() for p in params]
+    yield
+    assert all(map(torch.equal, params, before))
 
 
 def assert_same(got, want):
