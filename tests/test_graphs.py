@@ -132,6 +132,30 @@ def test_capturing_beside_a_stream_of_another_device_is_refused(monkeypatch):
     assert_same(stored(optimizer, params), before)
 
 
+def test_a_captured_step_keeps_what_its_replays_read(monkeypatch):
+    """Here the "captured" step runs at once, as any other."""
+    found = []
+    for captured in (False, True):
+        params = [*model(), *model(dtype=torch.bfloat16)]
+        optimizer = fusedstep.AdamW(params, capturable=True)
+        train(optimizer, params, 1)
+        tables = [launch.step_table for launch in optimizer._plan.launches]
+        with monkeypatch.context() as patched:
+            if captured:
+                patched.setattr(graphs, "capturing", lambda: True)
+                patched.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+                patched.setattr(torch.cuda, "device", contextlib.nullcontext)
+                for table in tables:
+                    table._spare = torch.zeros_like(table.host)  # as a GPU's has one
+            train(optimizer, params, 1, seed=1)
+        found.append(stored(optimizer, params))
+    assert_same(*found)
+    ((plan, kept, *_),) = optimizer._captured
+    assert plan is optimizer._plan and optimizer._in_graph
+    assert [each.tolist() for each in kept] == [table.host.tolist() for table in tables]
+    assert len(kept) == 2
+
+
 def test_a_step_that_leaves_the_plan_of_a_graph_warns():
     params = model()
     optimizer = fusedstep.AvaGrad(params)

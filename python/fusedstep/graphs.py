@@ -104,9 +104,10 @@ def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
             )
 
 
-def keep(optimizer: FusedOptimizer, *read: Any) -> None:
-    """Keep what replays of the step that is being captured read as long as the optimizer lives."""
-    optimizer._captured.append((contents(optimizer.state), *read))
+def capture(optimizer: FusedOptimizer, plan: Plan, *read: Any) -> None:
+    """Capture a step's tables, and keep what its replays read as long as the optimizer lives."""
+    tables = [launch.step_table.capture() for launch in plan.launches]
+    optimizer._captured.append((plan, tables, contents(optimizer.state), *read))
     optimizer._in_graph = True
 
 

@@ -217,13 +217,11 @@ class FusedOptimizer(KeepsState):
                 launch.set_rows(rows)
                 launch.grads = grads
                 launch.take_amp(grad_scale, found_inf)
-            tables = [launch.step_table for launch in plan.launches]
             if capturing:
-                captured = [table.capture() for table in tables]
-                graphs.keep(self, plan, rows, grad_scale, found_inf, captured)
+                graphs.capture(self, plan, rows, grad_scale, found_inf)
             else:
-                for table in tables:
-                    table.send()
+                for launch in plan.launches:
+                    launch.step_table.send()
             for each in plan.rounds(self, capturing):
                 each.run()
         finally:
