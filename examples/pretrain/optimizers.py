@@ -108,11 +108,12 @@ def try_optimizer(optimizer_class: type[Optimizer], options: Namespace, device: 
         ) from error
 
 
-def backend_of(optimizer: Optimizer, device: torch.device) -> str:
-    """Who computes the step: the backend fusedstep picks for the device, or torch."""
+def backend_of(optimizer: Optimizer) -> str:
+    """Who computed the steps: fusedstep's backend, or torch."""
     if not is_fused(type(optimizer)):
         return type(optimizer).__module__.partition(".")[0]
-    return importlib.import_module("fusedstep.backends").choose(optimizer.backend, device).name
+    (name,) = optimizer.backends_in_use.values()
+    return name
 
 
 def qualified_name(optimizer_class: type[Optimizer]) -> str:

@@ -69,7 +69,7 @@ def pretrain(options: Namespace) -> dict[str, Any]:
     outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return figures(trainer, timer) | {
         "seconds": outcome.metrics["train_runtime"],
-        "backend": backend_of(optimizer, device),
+        "backend": backend_of(optimizer),
         "run": run,
     }
 

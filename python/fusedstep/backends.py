@@ -39,14 +39,12 @@ class _Native:
 
     def __init__(self, module=None):
         self.module = module or native.module
-        self.absent = (
-            None
-            if self.module
-            else (
+        self.absent: str | None = None
+        if self.module is None:
+            self.absent = (
                 f"fusedstep._native is not built ({native.why_absent}); install a C++ compiler "
                 f"(Debian: apt install g++) and run `pip install .` again"
             )
-        )
 
     def kernel(self, rule: str, variant: int, float64: bool):
         """The module's kernel; RuntimeError where it has none."""

@@ -52,7 +52,9 @@ class KeepsState(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's; groups name the algorithm that wrote them."""
         saved = super().state_dict()
-        for group in saved["param_groups"]:  # copies: optimizers may share a group
+        # They have such an entry, without which torch's flattened state dicts would lose the name;
+        # but optimizers may share a group, and this is a copy.
+        for group in saved["param_groups"]:
             group["algorithm"] = self.rule
         return saved
 
@@ -116,8 +118,8 @@ class KeepsState(torch.optim.Optimizer):
             )
         elif groups and not ours and not torchs:
             yield (
-                "another kind of optimizer wrote what was loaded: its rates are taken, and states "
-                "of the same names, and may mean something else here. Load what an optimizer of "
+                "another kind of optimizer wrote what was loaded: its rates, and states of the "
+                "same names, are taken and may mean something else here. Load what an optimizer of "
                 "this class saved, or the model's weights alone."
             )
 

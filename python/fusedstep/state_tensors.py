@@ -24,7 +24,7 @@ class StateSpec(NamedTuple):
 def check(
     where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, StateSpec]
 ) -> list[str]:
-    """Require that what the state holds already can be brought into its slots.
+    """Require that what the state holds already can be made what its specs say.
 
     Returns:
         The names of what is not there yet: missing, or of another dtype, device or layout.
