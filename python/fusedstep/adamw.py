@@ -64,10 +64,6 @@ class AdamW(FusedOptimizer):
         }
         super().__init__(params, defaults, **common)
 
-    def state_fills(self, group):
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        return dict.fromkeys(names if group["amsgrad"] else names[:2], 0.0)
-
     def check_group(self, where, group):
         super().check_group(where, group)
         twin = "Adam" if self._decoupled else "AdamW"

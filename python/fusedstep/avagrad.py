@@ -118,9 +118,6 @@ class AvaGrad(FusedOptimizer):
             value for g in self.param_groups for value in (g["eps"], g["skip_zero_second_moment"])
         )
 
-    def state_fills(self, group):
-        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
-
     def check_group(self, where, group):
         super().check_group(where, group)
         checks.flags(where, group, "skip_zero_second_moment")

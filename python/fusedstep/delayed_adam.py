@@ -50,6 +50,3 @@ class DelayedAdam(FusedOptimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, **common)
-
-    def state_fills(self, group):
-        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}

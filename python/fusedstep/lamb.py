@@ -59,8 +59,5 @@ class LAMB(FusedOptimizer):
     def segments(self):
         return list(range(sum(len(group["params"]) for group in self.param_groups)))
 
-    def state_fills(self, group):
-        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
-
     def other_hypers(self, group):
         return {"exp_avg_is_bfloat16": self.state_dtype is torch.bfloat16}

@@ -99,9 +99,12 @@ class FusedOptimizer(KeepsState):
 
     # What a subclass provides
 
-    def state_fills(self, group: dict[str, Any]) -> dict[str, float]:
-        """State names in column order and what they are filled with; any ``exp_avg`` first."""
-        raise NotImplementedError
+    def state_fills(self, group: dict[str, Any]) -> dict[str, float | None]:
+        """State names in column order, any ``exp_avg`` first, and what they are filled with (None:
+        the parameter's value). Here: Adam's."""
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        amsgrad = "amsgrad" in self.constants and group["amsgrad"]
+        return dict.fromkeys(names if amsgrad else names[:2], 0.0)
 
     def other_hypers(self, group: dict[str, Any]) -> dict[str, Any]:
         """Those of ``hypers`` that are neither the group's entries, nor ``beta1`` and ``beta2`` of
