@@ -112,7 +112,10 @@ def capture(optimizer: FusedOptimizer, plan: Plan, *read: Any) -> None:
 
 
 def warn_of_replays(optimizer: FusedOptimizer) -> None:
-    """A step is planned anew: what was captured keeps the old plan, and its sums and counts."""
+    """Warn, once after a capture, of a new plan: replays keep the old one, its sums and counts."""
+    if not optimizer._in_graph:
+        return
+    optimizer._in_graph = False
     warnings.warn(
         f"{type(optimizer).__name__}: this step has other parameters, states or options than the "
         f"one that was captured. Capture again: replays of a CUDA graph from before are not its "

@@ -191,9 +191,7 @@ class FusedOptimizer(KeepsState):
         if capturing:
             graphs.check_plan(self, plan if now else None)
         if plan is None or now is None:
-            if self._in_graph:
-                self._in_graph = False  # told once
-                graphs.warn_of_replays(self)
+            graphs.warn_of_replays(self)
             self._plan = plan = None
             plan = make_plan(self)
             now = plan.collect(self)
