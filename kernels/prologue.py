@@ -3,11 +3,12 @@
 import triton
 import triton.language as tl
 
+from ..reference import multi_tensor_apply as reference
 from .numerics import neg, select, sqrt
 
 # The address table, [columns][N]: param, master, step, states..., carried...
 PARAM, MASTER, STEP, STATE = (tl.constexpr(column) for column in range(4))
-OWN_HYPERS = tl.constexpr(2)  # maximize, max_grad_norm
+OWN_HYPERS = tl.constexpr(reference.OWN_HYPERS)
 TENSORS = tl.constexpr(256)  # counts that the last program advances at once
 
 

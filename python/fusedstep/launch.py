@@ -10,13 +10,11 @@ import numpy as np
 import torch
 
 from . import checks
-from .reference.multi_tensor_apply import Facts, facts
+from .reference.multi_tensor_apply import OWN_HYPERS, Facts, facts
 from .step_table import StepTable
 from .sums import Sums, chunk_counts, first_slots
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
-OWN_HYPERS = 2  # of a row, before the rule's: maximize, max_grad_norm
 NUMBERS = {float, int, bool}  # a row of other types, np.float64 too, is searched for tensors
 
 
@@ -94,7 +92,7 @@ class Launch:
     kind: Kind
     entries: list[Entry]
     groups: list[int]  # the parameter group of each row
-    hypers: int
+    rule_hypers: int  # columns of a row that are the rule's
     slots: np.ndarray  # of every parameter of the optimizer
     passes: list[Pass] = field(default_factory=list)
     survey: Pass | None = None
@@ -111,7 +109,8 @@ class Launch:
             for e in self.entries
         ]
         first = self.entries[0]  # which all others are like
-        self.gives = self.hypers - OWN_HYPERS, len(first.states), len(first.carried)
+        self.hypers = OWN_HYPERS + self.rule_hypers
+        self.gives = self.rule_hypers, len(first.states), len(first.carried)
         self.state_sizes = [state.element_size() for state in first.states]
         self.elements = sum(numels)
         self.index = np.array([e.index for e in self.entries])

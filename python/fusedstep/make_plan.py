@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from . import memory, shards, state_tensors, tensor_checks, watch
 from .backends import choose
-from .launch import OWN_HYPERS, Entry, Kind, Launch
+from .launch import Entry, Kind, Launch
 from .plan import Plan
 from .reference.multi_tensor_apply import facts
 from .sparse import Touched
@@ -86,7 +86,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         kinds.setdefault(kind, []).append(entry)
     used = [*_memory_of(planned, states)]
     tensor_checks.no_overlap([(where, t) for each, where, t in used if each.param.grad is not None])
-    hypers, slots = OWN_HYPERS + len(optimizer.hypers), first_slots(numels)
+    hypers, slots = len(optimizer.hypers), first_slots(numels)
     launches = [
         Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
         for kind, entries in kinds.items()

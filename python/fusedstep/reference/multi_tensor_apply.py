@@ -9,6 +9,7 @@ import numpy as np
 from .numerics import check_environment, div, narrow, select, sqrt, square, tree, widen
 
 CHUNK = 16384  # elements; a constant of the law (N7), kChunk in csrc/core/launch.h
+OWN_HYPERS = 2  # of a row, before the rule's: maximize, max_grad_norm; kRuleHyper there
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def step_tensor(
     out: list = [[]] if rule_facts.SUMS else []
     hyper = np.asarray(hyper, dtype=np.float64)
     with np.errstate(all="ignore"):
-        s = module.scalars(hyper[2:], int(t), carried, opmath, *with_sums)
+        s = module.scalars(hyper[OWN_HYPERS:], int(t), carried, opmath, *with_sums)
         g = None
         if grad is not None:
             g = widen(grad[1], grad[0], opmath)
