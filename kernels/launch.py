@@ -45,7 +45,7 @@ def constants(launch, work) -> dict:
         "param_dtype": DTYPES[launch.param_dtype],
         "grad_dtype": DTYPES[launch.grad_dtype],
         "exp_avg_dtype": DTYPES[launch.exp_avg_dtype],
-        "masters": bool(launch.master),  # not numpy's, at which compiled code cannot branch
+        "masters": launch.master,
         "BLOCK": block_size(launch.opmath.itemsize, work.facts.EMITS),
     }
 

@@ -167,7 +167,7 @@ class Launch:
             "param_dtype": DTYPE_CODES[self.param_dtype],
             "grad_dtype": DTYPE_CODES[self.grad_dtype],
             "exp_avg_dtype": DTYPE_CODES[self.exp_avg_dtype],
-            "master": int(self.master),
+            "master": self.master,
         }
 
     def grad_norm_sq(self, work: Pass) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from .launch import Entry, Kind, Launch
 from .plan import Plan
 from .reference.multi_tensor_apply import facts
 from .sparse import Touched
-from .state_tensors import StateSpec
+from .state_tensors import MASTER, StateSpec
 from .sums import Norm, Sums, first_slots
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ class _Alike(NamedTuple):
     variant: int
     layout: dict[str, StateSpec]
     states: list[str]
-    master: bool
 
 
 def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
@@ -42,7 +41,6 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
         optimizer.variant(group),
         optimizer.state_layout(p, group),
         list(optimizer.state_fills(group)),
-        optimizer.has_master(p),
     )
 
 
@@ -199,7 +197,7 @@ def _entry(
         index=planned.index,
         group=alike.group,
         param=part(p),
-        master=part(state[state_tensors.MASTER]) if alike.master else None,
+        master=part(state[MASTER]) if MASTER in state else None,
         step=state["step"],
         states=[part(state[name]) for name in alike.states],
         carried=[state[name] for name in optimizer.carried],
@@ -210,7 +208,7 @@ def _entry(
         param_dtype=p.dtype,
         grad_dtype=p.dtype if p.grad is None else p.grad.dtype,
         exp_avg_dtype=entry.states[0].dtype,
-        master=alike.master,
+        master=entry.master is not None,
     )
     return kind, entry
 
