@@ -68,8 +68,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     axes = [shards.axes(p) for p in params]
     devices = {each.param.device for each in planned}
     backends = {device: choose(optimizer.backend, device) for device in devices}
-    rule = facts(optimizer.rule, 0)
-    segments = optimizer.segments() if rule.SUMS else []
+    rule_facts = facts(optimizer.rule, 0)
+    segments = optimizer.segments() if rule_facts.SUMS else []
     _check_sums(optimizer, planned, segments, axes)
 
     states, touched = {}, {}
@@ -93,11 +93,11 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         here = [launch for launch in launches if launch.device == device]
         indices = [e.index for launch in here for e in launch.entries]
         sums = norm = None
-        if rule.SUMS:
+        if rule_facts.SUMS:
             totals = optimizer.segment_totals(device)
             sums = Sums(
-                rule.SUMS, numels, segments, indices, device,
-                totals=totals, axes=axes, counted=rule.COUNTED,
+                rule_facts.SUMS, numels, segments, indices, device,
+                totals=totals, axes=axes, counted=rule_facts.COUNTED,
             )  # fmt: skip
         if optimizer.clips():
             norm = Norm(numels, axes, indices, device)

@@ -26,31 +26,31 @@ class ReferenceBackend:
         found_inf = launch.skip_flag(work)
         if found_inf is not None and found_inf.item() != 0:
             return
-        rule = work.facts
-        sums = work.sums if rule.EMITS else None
+        facts = work.facts
+        sums = work.sums if facts.EMITS else None
         counts = chunk_counts([tensor.param.numel() for tensor in launch.entries]).tolist()
         for tensor, chunks in zip(launch.entries, counts, strict=True):
             present = launch.grads[tensor.index] is not None
-            served = present or rule.SERVES_ALL
-            partial = self._step(launch, work, rule, tensor) if served else 0.0
-            if rule.MOVES_PARAM and (present or rule.COUNTS_ALL):
+            served = present or facts.SERVES_ALL
+            partial = self._step(launch, work, tensor) if served else 0.0
+            if facts.MOVES_PARAM and (present or facts.COUNTS_ALL):
                 tensor.step.add_(1)
             if sums is None:
                 continue
             sums.arrived[sums.segments[tensor.index]] += chunks
-            if served or not rule.KEEPS_ABSENT:
+            if served or not facts.KEEPS_ABSENT:
                 slot = int(launch.slots[tensor.index])
                 found = torch.as_tensor(partial, device=launch.device)
                 sums.partial[:, slot : slot + chunks] = found
         if sums is not None:
             _finish_sums(launch, sums)
 
-    def _step(self, launch: Launch, work: Pass, rule, tensor: Entry) -> np.ndarray:
+    def _step(self, launch: Launch, work: Pass, tensor: Entry) -> np.ndarray:
         """One pass over one tensor; returns what it adds to the sums of its segment."""
-        norm_sq, sums = launch.grad_norm_sq(work), None
+        facts, norm_sq, sums = work.facts, launch.grad_norm_sq(work), None
         if work.sums is not None:
             sums = work.sums.totals[work.sums.segments[tensor.index]].tolist()
-        grad = launch.grads[tensor.index] if rule.READS_GRAD else None
+        grad = launch.grads[tensor.index] if facts.READS_GRAD else None
         param, master, states, carried, partial = step_tensor(
             work.rule,
             work.variant,
@@ -66,13 +66,14 @@ class ReferenceBackend:
             None if norm_sq is None else norm_sq.item(),
             sums,
         )
-        if rule.MOVES_PARAM:
+        if facts.MOVES_PARAM:
             _copy_back(tensor.param, param)
             if tensor.master is not None:
                 _copy_back(tensor.master, master)
             for target, value in zip(tensor.carried, carried, strict=True):
                 target.fill_(float(value))
-        for target, value in zip(tensor.states, states, strict=False):
+        moved = facts.STATES - facts.READ_ONLY
+        for target, value in zip(tensor.states[:moved], states[:moved], strict=True):
             _copy_back(target, value)
         return np.array(partial, dtype=np.float64)
 
