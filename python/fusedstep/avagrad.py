@@ -120,7 +120,6 @@ class AvaGrad(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.flags(where, group, "skip_zero_second_moment")
         twin = "AvaGrad" if self._decoupled else "AvaGradW"
         checks.decay_of_its_own(where, group, self._decoupled, twin)
         scaled = group["form"] == "released"  # eps, by the root of v's bias correction

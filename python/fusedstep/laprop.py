@@ -89,7 +89,6 @@ class LaProp(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.flags(where, group, "centered")
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0, 1.0, high_open=False)
         checks.hyper_in(where, "centered_start", group["centered_start"], 0.0)
         smallest = checks.least_bias_correction(group["betas"][1])

@@ -19,7 +19,7 @@ from .plan import Plan
 from .watch import Watch
 
 FORMS = ("paper", "released")
-FLAGS = ("maximize", "amsgrad", "decoupled_weight_decay")
+FLAGS = ("maximize", "amsgrad", "centered", "decoupled_weight_decay", "skip_zero_second_moment")
 
 
 class FusedOptimizer(KeepsState):
