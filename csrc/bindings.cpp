@@ -16,8 +16,6 @@ using namespace fusedstep;
 
 namespace {
 
-constexpr const char* kRemedy = "; if its files are there, run `pip install .` again";
-
 // Whether this processor has the instructions of a level.
 bool runs(const std::string& level) {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -47,17 +45,22 @@ py::list cpu_levels() {
   return levels;
 }
 
-template <class Kernel>
-bool is_rule(const Kernel& kernel, const std::string& rule, unsigned variant, bool float64) {
-  return kernel.rule == rule && kernel.variant == variant && kernel.float64 == float64;
+// The kernel of a rule's variant that `fits`; `kind` and `where` are for the error.
+template <class Kernel, class Fits>
+const Kernel& find_kernel(const char* kind, const std::string& rule, unsigned variant, bool float64,
+                          const std::string& where, Fits fits) {
+  for (const Kernel* k = first_kernel<Kernel>(); k != nullptr; k = k->next)
+    if (k->rule == rule && k->variant == variant && k->float64 == float64 && fits(*k)) return *k;
+  throw std::runtime_error(std::string("no ") + kind + " kernel " + rule + ", variant " +
+                           std::to_string(variant) + where + " in this build; if its files are " +
+                           "there, run `pip install .` again");
 }
 
 const CpuKernel& cpu_kernel(const std::string& rule, unsigned variant, bool float64,
                             const std::string& level) {
-  for (const CpuKernel* k = first_kernel<CpuKernel>(); k != nullptr; k = k->next)
-    if (is_rule(*k, rule, variant, float64) && k->level == level && runs(level)) return *k;
-  throw std::runtime_error("no CPU kernel " + rule + ", variant " + std::to_string(variant) +
-                           ", level " + level + " in this build" + kRemedy);
+  return find_kernel<CpuKernel>(
+      "CPU", rule, variant, float64, ", level " + level,
+      [&](const CpuKernel& k) { return k.level == level && runs(level); });
 }
 
 // A Launch member that Python sets to an integer: an address, a count, a dtype's code.
@@ -156,10 +159,8 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   m.def(
       "cuda_kernel",
       [](const std::string& rule, unsigned variant, bool float64) -> const CudaKernel& {
-        for (const CudaKernel* k = first_kernel<CudaKernel>(); k != nullptr; k = k->next)
-          if (is_rule(*k, rule, variant, float64)) return *k;
-        throw std::runtime_error("no CUDA kernel " + rule + ", variant " + std::to_string(variant) +
-                                 " in this build" + kRemedy);
+        return find_kernel<CudaKernel>("CUDA", rule, variant, float64, "",
+                                       [](const CudaKernel&) { return true; });
       },
       py::return_value_policy::reference);
 #endif
