@@ -13,8 +13,8 @@ faded = maxva.faded
 def scalars(hyper, t, carried, opmath: tl.constexpr):
     lr, beta1, lo, hi, init, eps, weight_decay, decoupled, delta, released = hyper
     # L = beta1 L + (1 - beta1) lr
-    mean_lr = ema(carried[1], lr, beta1, 1.0 - beta1)
-    warm = select((lr != 0.0) & (mean_lr != 0.0), lr / mean_lr, float64(0.0))
+    lr_ema = ema(carried[1], lr, beta1, 1.0 - beta1)
+    warm = select((lr != 0.0) & (lr_ema != 0.0), lr / lr_ema, float64(0.0))
     moments, bound = maxva.scalars(lo, hi, init, delta, t, carried[0], opmath)
     s = (
         select(decoupled != 0.0, 1.0 - lr * weight_decay, float64(1.0)).to(opmath),
@@ -25,7 +25,7 @@ def scalars(hyper, t, carried, opmath: tl.constexpr):
         eps.to(opmath),
         moments,
     )
-    return s, (bound, mean_lr)
+    return s, (bound, lr_ema)
 
 
 @triton.jit

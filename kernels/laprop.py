@@ -10,10 +10,10 @@ from .numerics import div, ema, float64, max, power, select, sqrt
 def scalars(hyper, t, carried, opmath: tl.constexpr):
     lr, beta1, beta2, eps, weight_decay, centered_start, released = hyper
     # L1 = beta1 L1 + (1 - beta1) lr,  L2 = beta2 L2 + (1 - beta2)
-    sum1 = ema(carried[0], lr, beta1, 1.0 - beta1)
-    sum2 = ema(carried[1], float64(1.0), beta2, 1.0 - beta2)
-    warm = select((lr != 0.0) & (sum1 != 0.0), lr / sum1, float64(0.0))
-    correction2 = select(released != 0.0, sum2, 1.0 - power(beta2, t))
+    lr_ema = ema(carried[0], lr, beta1, 1.0 - beta1)
+    one_ema = ema(carried[1], float64(1.0), beta2, 1.0 - beta2)
+    warm = select((lr != 0.0) & (lr_ema != 0.0), lr / lr_ema, float64(0.0))
+    correction2 = select(released != 0.0, one_ema, 1.0 - power(beta2, t))
     s = (
         select(lr != 0.0, 1.0 - weight_decay, float64(1.0)).to(opmath),
         beta1.to(opmath),
@@ -25,7 +25,7 @@ def scalars(hyper, t, carried, opmath: tl.constexpr):
         select(released != 0.0, eps * sqrt(correction2), float64(0.0)).to(opmath),
         select(t.to(tl.float64) > centered_start, float64(1.0), float64(0.0)).to(opmath),
     )
-    return s, (sum1, sum2)
+    return s, (lr_ema, one_ema)
 
 
 @triton.jit

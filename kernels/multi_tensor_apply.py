@@ -144,7 +144,7 @@ def multi_tensor_apply(
         here = (there if SERVES_ALL else gradient != 0) & (left > 0)
         if EMITS:  # before the work, which hides the wait
             place = partial + tl.load(slot + tensor, there, other=0) + index
-            counts_in = tl.load(segment + tensor, there, other=0)
+            own_segment = tl.load(segment + tensor, there, other=0)
         if here:
             # these first: they are under way while the prologue waits
             alignment = gradient if READS_GRAD else 0
@@ -201,7 +201,7 @@ def multi_tensor_apply(
                         tl.store(place + k * slots, 0.0, gradient == 0)
                 arrive(
                     partial, slots, segment_begin, segment_chunks, segment_result, arrived,
-                    counts_in, SUMS, COUNTED,
+                    own_segment, SUMS, COUNTED,
                 )  # fmt: skip
 
         # A ticket says that its program has read what the last one to finish overwrites.

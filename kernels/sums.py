@@ -10,23 +10,16 @@ LANES = tl.constexpr(1024)  # of the summation tree
 
 @triton.jit
 def arrive(
-    partial,
-    slots,
-    segment_begin,
-    segment_chunks,
-    segment_result,
-    arrived,
-    here,
-    SUMS: tl.constexpr,
-    COUNTED: tl.constexpr,
-):
-    """Counts a chunk of segment ``here`` in; the last one sums the segment."""
-    expected = tl.load(segment_chunks + here)  # under way with the count
+    partial, slots, segment_begin, segment_chunks, segment_result, arrived, segment,
+    SUMS: tl.constexpr, COUNTED: tl.constexpr,
+):  # fmt: skip
+    """Count in a chunk of a segment; the last one sums the segment."""
+    expected = tl.load(segment_chunks + segment)  # under way with the count
     tl.debug_barrier()
-    before = tl.atomic_add(arrived + here, 1, sem="acq_rel")
+    before = tl.atomic_add(arrived + segment, 1, sem="acq_rel")
     if before + 1 == expected:
-        begin, end = tl.load(segment_begin + here), tl.load(segment_begin + here + 1)
-        total = tl.load(segment_result + here).to(tl.pointer_type(tl.float64))
+        begin, end = tl.load(segment_begin + segment), tl.load(segment_begin + segment + 1)
+        total = tl.load(segment_result + segment).to(tl.pointer_type(tl.float64))
         sums = ()
         for k in tl.static_range(SUMS):
             lanes = tl.zeros((LANES,), tl.float64)
@@ -34,7 +27,7 @@ def arrive(
                 slot = first + tl.arange(0, LANES)
                 lanes += tl.load(partial + k * slots + slot, slot < end, other=0.0)
             sums += (fold(lanes),)
-        there = sums[SUMS - 1] != 0.0 if COUNTED else True
+        counted = sums[SUMS - 1] != 0.0 if COUNTED else True
         for k in tl.static_range(SUMS):
-            tl.store(total + k, sums[k], there)
-        tl.store(arrived + here, 0)
+            tl.store(total + k, sums[k], counted)
+        tl.store(arrived + segment, 0)
