@@ -30,7 +30,7 @@ def scalars(hyper, t, carried, opmath: tl.constexpr, sums, variant: tl.constexpr
 
 @triton.jit
 def update(s, g, p, state, variant: tl.constexpr):
-    beta1, one_minus_beta1, beta2, one_minus_beta2, u_scale, eps, decay, rounds, step_size = s
+    beta1, one_minus_beta1, beta2, one_minus_beta2, u_scale, eps, wd, rounds, step_size = s
     second: tl.constexpr = variant & 1
     m, v = state[0], state[1]
     if not second:
@@ -40,7 +40,7 @@ def update(s, g, p, state, variant: tl.constexpr):
         # v = beta2 v + (1 - beta2) g^2
         v = ema(v, g * g, beta2, one_minus_beta2)
     # u = sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2)) + wd p
-    u = div(u_scale * m, sqrt(v) + eps) + decay * p
+    u = div(u_scale * m, sqrt(v) + eps) + wd * p
     out = (p, u)
     if second:
         # p -= lr ratio u

@@ -31,7 +31,7 @@ def dual(x0, sum, nu, eps):
 
 @triton.jit
 def update(s, g, p, state, variant: tl.constexpr):
-    decay, coupled_decay, momentum, one_minus_momentum, lam, eps = s
+    decoupled_decay, coupled_decay, momentum, one_minus_momentum, lam, eps = s
     without_momentum: tl.constexpr = variant & 1
     nu, sum = state[0], state[1]
     before = p
@@ -52,4 +52,4 @@ def update(s, g, p, state, variant: tl.constexpr):
         p = ema(p, z, momentum, one_minus_momentum)
         new_state = (nu, sum, x0)
     # decoupled: p -= lr wd p, of p before the step
-    return select(decay != 0.0, p - decay * before, p), new_state
+    return select(decoupled_decay != 0.0, p - decoupled_decay * before, p), new_state

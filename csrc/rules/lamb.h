@@ -21,7 +21,7 @@ struct LAMB : RuleDefaults {
 
   using opmath = T;
   struct Scalars {
-    T beta1, one_minus_beta1, beta2, one_minus_beta2, u_scale, eps, decay, rounds, step_size;
+    T beta1, one_minus_beta1, beta2, one_minus_beta2, u_scale, eps, wd, rounds, step_size;
   };
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double*,
@@ -55,7 +55,7 @@ struct LAMB : RuleDefaults {
       v = ema(v, g * g, s.beta2, s.one_minus_beta2);
     }
     // u = sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2)) + wd p
-    const V u = div(s.u_scale * m, sqrt(v) + s.eps) + s.decay * p;
+    const V u = div(s.u_scale * m, sqrt(v) + s.eps) + s.wd * p;
     if constexpr (kSecond) {
       // p -= lr ratio u
       p = p - s.step_size * u;

@@ -18,7 +18,7 @@ struct MADGRAD : RuleDefaults {
 
   using opmath = T;
   struct Scalars {
-    T decay, coupled_decay, momentum, one_minus_momentum, lam, eps;
+    T decoupled_decay, coupled_decay, momentum, one_minus_momentum, lam, eps;
   };
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double*) {
@@ -64,7 +64,7 @@ struct MADGRAD : RuleDefaults {
     else
       p = select(g == T(0), p, z);
     // decoupled: p -= lr wd p, of p before the step
-    p = select(s.decay != T(0), p - s.decay * before, p);
+    p = select(s.decoupled_decay != T(0), p - s.decoupled_decay * before, p);
   }
 };
 

@@ -24,7 +24,7 @@ def scalars(hyper, t, carried, opmath, sums, variant):
         one_minus_beta2=opmath(1.0 - beta2),
         u_scale=opmath(sqrt(bias_correction2) / bias_correction1),
         eps=opmath(eps * sqrt(bias_correction2)),
-        decay=opmath(weight_decay),
+        wd=opmath(weight_decay),
         rounds=opmath(rounds),
         step_size=opmath(lr * ratio),
     )
@@ -41,7 +41,7 @@ def update(s, g, p, state, variant, out):
         v = ema(v, g * g, s.beta2, s.one_minus_beta2)
         state[:] = m, v
     # u = sqrt(bc2)/bc1 m / (sqrt(v) + eps sqrt(bc2)) + wd p
-    u = div(s.u_scale * m, sqrt(v) + s.eps) + s.decay * p
+    u = div(s.u_scale * m, sqrt(v) + s.eps) + s.wd * p
     if second:
         # p -= lr ratio u
         return p - s.step_size * u

@@ -16,7 +16,7 @@ def scalars(hyper, t, carried, opmath):
     # released: lr + eps, unless lr is 0
     lr = select((released != 0.0) & (lr != 0.0), lr + eps, lr)
     return SimpleNamespace(
-        decay=opmath(select(decoupled != 0.0, lr * weight_decay, 0.0)),
+        decoupled_decay=opmath(select(decoupled != 0.0, lr * weight_decay, 0.0)),
         coupled_decay=opmath(select(decoupled != 0.0, 0.0, weight_decay)),
         momentum=opmath(momentum),
         one_minus_momentum=opmath(1.0 - momentum),
@@ -48,4 +48,4 @@ def update(s, g, p, state, variant):
     # p = (1 - c) p + c z
     p = ema(p, z, s.momentum, s.one_minus_momentum) if momentum else select(g == 0, p, z)
     # decoupled: p -= lr wd p, of p before the step
-    return select(s.decay != 0, p - s.decay * before, p)
+    return select(s.decoupled_decay != 0, p - s.decoupled_decay * before, p)
