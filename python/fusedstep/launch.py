@@ -93,7 +93,7 @@ class Launch:
     entries: list[Entry]
     groups: list[int]  # the parameter group of each row
     rule_hypers: int  # columns of a row that are the rule's
-    slots: np.ndarray  # of every parameter of the optimizer
+    slot_of: np.ndarray  # of every parameter of the optimizer, its first chunk's slot
     passes: list[Pass] = field(default_factory=list)
     survey: Pass | None = None
     norm: Pass | None = None
@@ -119,7 +119,7 @@ class Launch:
         self.numel = self._int64(numels)
         row_of = {group: row for row, group in enumerate(self.groups)}
         self.row = self._int64([row_of[e.group] for e in self.entries])
-        self.slot = self._int64(self.slots[self.index])
+        self.slot = self._int64(self.slot_of[self.index])
         self.ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
 
         size = len(numels) + 2 * len(self.groups) * self.hypers

@@ -39,7 +39,7 @@ class ReferenceBackend:
                 continue
             sums.arrived[sums.segments[tensor.index]] += chunks
             if served or not facts.KEEPS_ABSENT:
-                slot = int(launch.slots[tensor.index])
+                slot = int(launch.slot_of[tensor.index])
                 found = torch.as_tensor(partial, device=launch.device)
                 sums.partial[:, slot : slot + chunks] = found
         if sums is not None:
