@@ -17,6 +17,8 @@ import fusedstep
 
 from .reference.multi_tensor_apply import CHUNK, facts
 
+_SECOND = (("lr", 3e-4), ("maximize", True))
+
 
 @dataclass(frozen=True)
 class Case:
@@ -25,23 +27,22 @@ class Case:
     id: str
     cls: type[Any]
     options: tuple[tuple[str, Any], ...] = ()
-    second_group: tuple[tuple[str, Any], ...] = (("lr", 3e-4), ("maximize", True))
+    second_group: tuple[tuple[str, Any], ...] = _SECOND
 
 
 def _cases(name: str, cls: type, second=(), common=(), **axes: tuple) -> list[Case]:
     """A case for every combination of the options in ``axes``; ids name what is chosen."""
-    group = (("lr", 3e-4), ("maximize", True), *second)
     cases = []
     for values in product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         words = [v if isinstance(v, str) else k for k, v in chosen.items() if v]
         options = (*common, *chosen.items())
-        cases.append(Case("-".join([name, *words]), cls, options, group))
+        cases.append(Case("-".join([name, *words]), cls, options, (*_SECOND, *second)))
     return cases
 
 
 _COUPLED, _DECAY = (("decoupled_weight_decay", False),), (("weight_decay", 0.1),)
-_FADED = (("lr", 3e-4), ("maximize", True), ("form", "released"), ("amsgrad", True), *_COUPLED)
+_FADED = (*_SECOND, ("form", "released"), ("amsgrad", True), *_COUPLED)
 _FORMS, _FLAG = ("paper", "released"), (False, True)
 CASES: list[Case] = [
     *_cases("adamw", fusedstep.AdamW, (), _DECAY, amsgrad=_FLAG),
