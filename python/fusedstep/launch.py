@@ -239,10 +239,11 @@ class Launch:
         row = self._rows[group]
         return [float(v.detach() if isinstance(v, torch.Tensor) else v) for v in row]
 
-    def take_amp(self, *given: torch.Tensor | None) -> None:
+    def take_amp(self, grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
         """Take a step's scale and skip flag as kernels read them."""
         self.grad_scale, self.found_inf = (
-            None if t is None else t.to(self.device, torch.float32).resolve_neg() for t in given
+            None if t is None else t.to(self.device, torch.float32).resolve_neg()
+            for t in (grad_scale, found_inf)
         )
 
     def gradient_places(self) -> list[tuple[int, int]]:

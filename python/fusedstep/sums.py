@@ -58,7 +58,7 @@ class Sums:
         device: torch.device,
         *,
         totals: list[torch.Tensor] | None = None,
-        axes: Sequence[tuple[Axis, ...]] = (),
+        axes: Sequence[tuple[Axis, ...]],
         counted: bool = False,
     ):
         counts, self.segments = chunk_counts(numels), np.asarray(segments, dtype=np.int64)
@@ -74,7 +74,7 @@ class Sums:
         if totals is None:
             totals = list(torch.zeros((size, count), dtype=torch.float64, device=device))
         self.totals, self.results = totals, list(totals)
-        of = dict(zip(self.segments.tolist(), axes))
+        of = dict(zip(self.segments.tolist(), axes, strict=True))
         shared = [segment for segment, along in of.items() if along]
         self._mine = torch.zeros((len(shared), count), dtype=torch.float64, device=device)
         for segment, result in zip(shared, self._mine, strict=True):
