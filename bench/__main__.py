@@ -128,7 +128,7 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
         for parameter_set in [training.parameter_set()] if trains else parameter_sets.parse(name):
             # Peers' curves are of interest for the host alone: elsewhere theirs is straight too.
             rivals = [] if name in ("parameters", "groups") else others
-            for contender in sides(names, backends, rivals, mode):
+            for contender in entrants(names, backends, rivals, mode):
                 if not (contender.fades and (trains or parameter_set.small)):
                     found.append(Task(parameter_set, contender, count))
     if not found:
@@ -136,7 +136,7 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
     return found
 
 
-def sides(names: list[str], backends: list[str], others: list[str], mode) -> list[Contender]:
+def entrants(names: list[str], backends: list[str], others: list[str], mode) -> list[Contender]:
     """Ours and the peers' of some algorithms in one dtype mode."""
     found = [
         one
