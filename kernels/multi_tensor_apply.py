@@ -53,7 +53,7 @@ def apply_block(
     g = None
     if READS_GRAD:
         g = load(gradient, begin, offsets, mask, grad_dtype, opmath, WHOLE)
-    p = tl.zeros((BLOCK,), opmath)  # not None: Triton 3.6 returns none
+    p = tl.zeros((BLOCK,), opmath)  # Triton 3.6 cannot pass None through update
     if READS_PARAM:
         if master is not None:
             p = load(master, begin, offsets, mask, tl.float32, opmath, WHOLE)
@@ -78,7 +78,7 @@ def apply_block(
     if READS_GRAD:
         if scale is not None:
             g = div(g, scale)
-        if MOVES_PARAM or len(states) > 0:  # else it squares, whatever the sign
+        if MOVES_PARAM or len(states) > 0:  # else it sums squares, before clipping (N7)
             g = g * coefficient
     if SUMS > 0:
         p, state, out = update(s, g, p, state, variant)

@@ -38,8 +38,8 @@ template <class Rule>
 FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) {
   using T = typename Rule::opmath;
   Prologue<Rule> result;
-  // Who has no hyper-parameters has no scalars; all that it does is to sum squares (the norm), on
-  // which neither clipping nor the gradient's sign has an effect.
+  // A rule without hyper-parameters only sums the squares of gradients, before they are clipped
+  // (N7): it has no scalars, and a square has no sign.
   if constexpr (Rule::kHypers == 0) return {{}, T(1), 0, {}, false};
   constexpr int kRow = kRuleHyper + Rule::kHypers, kFirst = Rule::kReadsGrad ? 0 : kRuleHyper;
   const std::int64_t row = launch.row[tensor] * launch.hypers;
