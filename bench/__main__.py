@@ -36,13 +36,13 @@ DEFAULTS = {  # sets and algorithms, by command
     "training": (["small-bert"], list(contenders.ALGORITHMS)),
     "self-check": (["tiny"], ["AdamW"]),
 }
-OTHERS = {"algorithms", "backends", "device", "threads"}
+COMMON = {"algorithms", "backends", "device", "threads"}
 ROWS = {"peers", "rounds", "out", "gate", "plot", "record"}  # options of what writes rows
 TAKEN = {  # options, by command
-    None: OTHERS | ROWS | {"set", "dtype"},
-    "growth": OTHERS | ROWS | {"set", "dtype"},
-    "training": OTHERS | ROWS,  # its model is in float32
-    "self-check": OTHERS | {"set", "dtype"},
+    None: COMMON | ROWS | {"set", "dtype"},
+    "growth": COMMON | ROWS | {"set", "dtype"},
+    "training": COMMON | ROWS,  # its model is in float32
+    "self-check": COMMON | {"set", "dtype"},
     "tables": set(),
 }
 

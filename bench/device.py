@@ -81,8 +81,8 @@ class Cpu:
 
 
 class Cuda:
-    """Times are the device's, between two events. It is kept busy before the first, as it is by the
-    backward pass that a step follows; a host that takes longer than this shows."""
+    """Times are the device's, between two events. Before the first it is kept busy, as a backward
+    pass keeps it before a step; a host that needs longer than that shows in the times."""
 
     device = torch.device("cuda")
     BYTES = 4 * 10**9  # 2 GB read, 2 GB written

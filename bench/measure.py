@@ -1,6 +1,6 @@
 """Times of steps: each contender, torch's fused AdamW and the yardstick take turns in one process.
 
-So all three feel alike what else the machine does, and their ratios stay.
+Whatever else the machine does then slows all three alike, and their ratios stay.
 """
 
 from __future__ import annotations

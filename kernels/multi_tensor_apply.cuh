@@ -167,8 +167,8 @@ __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue
   const std::int64_t own = begin + int(threadIdx.x) * kUnit<T>;
   Lanes<Rule> lanes;
   Loaded<Rule> next;
-  // Memory of warps without look-ups of their own is under way while thread 0 is at the prologue,
-  // but for the fading state: the prologue says whether that is read.
+  // The other warps' first loads run while thread 0 evaluates the prologue. Only the fading state
+  // waits for it: the prologue says whether it is read.
   if (whole > 0) load_unit<true>(launch, columns, true, own, 0, next);
   __syncthreads();
   if constexpr (Rule::kFading >= 0)

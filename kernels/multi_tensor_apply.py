@@ -53,7 +53,7 @@ def apply_block(
     g = None
     if READS_GRAD:
         g = load(gradient, begin, offsets, mask, grad_dtype, opmath, WHOLE)
-    p = tl.zeros((BLOCK,), opmath)  # Triton 3.6 cannot pass None through update
+    p = tl.zeros((BLOCK,), opmath)  # Triton 3.6 cannot return None, as update would
     if READS_PARAM:
         if master is not None:
             p = load(master, begin, offsets, mask, tl.float32, opmath, WHOLE)

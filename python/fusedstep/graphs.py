@@ -29,14 +29,14 @@ def on_gpu(value: Any) -> bool:
 
 
 def is_live(name: str, value: Any) -> bool:
-    """Whether a group's option is one that training changes on its way."""
+    """Whether a group's option is one that may change during training."""
     if name == "momentum":  # 0 calls for another kernel
         return isinstance(value, torch.Tensor) or value != 0
     return name in ("lr", "weight_decay", "eps", "max_grad_norm") or name.startswith("beta")
 
 
 def live_options(group: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those among the optimizer's names: what else there is in a group is its user's."""
+    """A group's live options among ``names``, the optimizer's; other entries are its user's own."""
     return {name: group[name] for name in names if is_live(name, group[name])}
 
 

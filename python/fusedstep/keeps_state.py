@@ -17,8 +17,8 @@ from .state_tensors import MASTER, StateSpec
 
 
 class KeepsState(torch.optim.Optimizer):
-    """torch's Optimizer, but for loaded states: they keep their dtype. What it reads of a subclass
-    is :class:`~fusedstep.optimizer.FusedOptimizer`'s."""
+    """torch's Optimizer, except that loaded states keep their dtype. A part of
+    :class:`~fusedstep.optimizer.FusedOptimizer`, whose attributes it reads."""
 
     _captured: list[tuple]  # what CUDA graphs read in their replays
     _in_graph = False  # whether one has the plan of now
@@ -52,8 +52,8 @@ class KeepsState(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's; groups name the algorithm that wrote them."""
         saved = super().state_dict()
-        # They have such an entry, without which torch's flattened state dicts would lose the name;
-        # but optimizers may share a group, and this is a copy.
+        # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers of
+        # two classes may share a group's dict. What is written to here is a copy.
         for group in saved["param_groups"]:
             group["algorithm"] = self.rule
         return saved
@@ -171,5 +171,5 @@ class KeepsState(torch.optim.Optimizer):
 
 
 def _has_memory_of(p: torch.Tensor, master: torch.Tensor) -> bool:
-    """Whether a parameter still is what its master was made of: who freezes one may free it."""
+    """Whether a parameter still has what its master is a copy of; who froze it may free it."""
     return p.shape == master.shape and not memory.is_missing(p)

@@ -179,8 +179,8 @@ class Launch:
         return None if work is self.norm or work is self.survey else self.found_inf
 
     def check_columns(self, rule: str, takes: tuple[int, int, int]) -> None:
-        """Require that a kernel takes the hyper-parameters, states and carried scalars that there
-        are: it would move other memory. A rule without states sums gradients, of any tables."""
+        """Require that a kernel takes as many hyper-parameters, states and carried scalars as the
+        tables have: else it would write to other memory. One without states fits any tables."""
         if takes[1] and takes != self.gives:
             raise RuntimeError(
                 f"{rule}: the optimizer's class has {self.gives} hyper-parameters, states and "
@@ -207,8 +207,8 @@ class Launch:
         return size + self.master * does.MOVES_PARAM * self.param_dtype.itemsize
 
     def set_rows(self, rows: list[tuple]) -> None:
-        """Enter every group's hyper-parameters. The list that was given last is known to be as it
-        was, but for where its tensors are and what they hold."""
+        """Enter every group's hyper-parameters. If ``rows`` is the very list given last, only where
+        its tensors are, and what they hold, can have changed."""
         if rows is not self._rows:
             self._rows, own = rows, [rows[group] for group in self.groups]
             self._with_tensors = [

@@ -91,11 +91,11 @@ class FusedOptimizer(KeepsState):
         super().__init__(params, {**defaults, **common, "algorithm": self.rule})
 
     def _forget(self) -> None:
-        """Nothing is known of groups and states: at first, or after assigning or loading some."""
+        """Drop what was derived from groups and states: they are new, loaded or assigned."""
         self._plan: Plan | None = None
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
         self._rows: list[tuple] = []  # those hyper-parameters
-        self._kernels: list[tuple] = []  # what of them calls for another kernel
+        self._kernels: list[tuple] = []  # by group, what its kernel depends on
 
     # What a subclass provides
 
@@ -107,8 +107,8 @@ class FusedOptimizer(KeepsState):
         return dict.fromkeys(names if amsgrad else names[:2], 0.0)
 
     def other_hypers(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Those of ``hypers`` that are neither the group's entries, nor ``beta1`` and ``beta2`` of
-        its ``betas``, nor ``released``, its form. They are asked for when the group changes."""
+        """Values of those ``hypers`` that are no entry of the group, nor ``beta1`` and ``beta2``
+        (from ``betas``), nor ``released`` (from ``form``). Called only when the group changes."""
         return {}
 
     def variant(self, group: dict[str, Any]) -> int:
@@ -120,7 +120,7 @@ class FusedOptimizer(KeepsState):
         return mask
 
     def segments(self) -> list[int]:
-        """Of every parameter, the segment whose squares are summed with its own: 0, 1, ..."""
+        """For each parameter, the segment that it is summed in: 0, 1, ..., in order."""
         raise NotImplementedError
 
     def segment_totals(self, device: torch.device) -> list[torch.Tensor] | None:
@@ -128,11 +128,11 @@ class FusedOptimizer(KeepsState):
         return None
 
     def kept_sums(self) -> list[torch.Tensor | None]:
-        """What groups keep of those: another tensor calls for another plan."""
+        """The totals that groups keep, or None. Replacing one makes a new plan necessary."""
         return []
 
     def surveyed_on(self) -> tuple:
-        """The hyper-parameters that the sums depend on: a change calls for a survey."""
+        """The hyper-parameters that the sums depend on: a survey must follow a change."""
         return ()
 
     def why_not_sparse(self, group: dict[str, Any]) -> str | None:
@@ -202,7 +202,7 @@ class FusedOptimizer(KeepsState):
                 )
         present, grads = now
         if present:
-            self._plan = None  # until the step is done: what stops it may leave sums half done
+            self._plan = None  # a step that fails may leave sums half done: plan anew then
             self._run(plan, rows, grads, capturing)
         if not plan.touched:
             self._plan = plan
@@ -242,7 +242,7 @@ class FusedOptimizer(KeepsState):
         return tuple(map(known.__getitem__, self.hypers))
 
     def _checked_rows(self) -> list[tuple]:
-        """Every group's hyper-parameters: checked, and another list, where an option changed."""
+        """Every group's hyper-parameters: checked, and in a new list, if an option changed."""
         if self._options is not None and self._options.holds(self.param_groups):
             return self._rows
         for i, group in enumerate(self.param_groups):

@@ -51,7 +51,7 @@ class Chosen:
             return self
         try:
             return vars(optimizer)[self.name]
-        except KeyError:  # of a wrapper that is a subclass, too, and hands on what it lacks
+        except KeyError:  # a wrapper may subclass us and forward what it lacks
             lacks = f"{type(optimizer).__name__!r} object has no attribute {self.name!r}"
             raise AttributeError(lacks) from None
 
@@ -62,7 +62,7 @@ class Chosen:
 
 
 def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
-    """What is told of a class that cannot be built with some arguments."""
+    """The error message for arguments that a class's constructor does not have."""
     named = inspect.signature(cls).parameters.values()
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     known = [p.name for p in named if p.kind not in several]

@@ -65,7 +65,8 @@ class Plan:
         self._sums = Watch(optimizer.kept_sums(), lost=self._lost)
         self._params = [p for params in lists for p in params]
         self._dtypes = [planned.get(i) for i in range(len(self._params))]
-        # Who has stepped and was left out: whether that is right depends on their memory.
+        # Parameters that have stepped but are in no launch: whether that is right may change with
+        # their memory.
         aside = (p for p, dtype in zip(self._params, self._dtypes, strict=True) if dtype is None)
         self._aside = [p for p in aside if "step" in optimizer.state.get(p, {})]
         self._looked = [*map(_look, self._aside)]

@@ -100,7 +100,7 @@ class Sums:
         if not self._joined:
             return
         sums = self._mine.clone()
-        self._mine.zero_()  # what no kernel writes, where there is no element, has no share
+        self._mine.zero_()  # a segment without elements here is written by no kernel and adds 0
         for group, rows in self._groups:
             part = sums[rows]
             dist.all_reduce(part, group=group)

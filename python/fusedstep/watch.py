@@ -45,9 +45,10 @@ class Watch:
     Args:
         tree: what is remembered.
         without: a key of dicts that is left out with its value.
-        lost: where a weak reference to each tensor that dies is put, as another may then take its
-            identity: nothing is known any more. Keys of ``tree`` are kept alive all the same: torch
-            swaps no parameter that has weak references. None, and without native code: all are.
+        lost: tensors are then held weakly, and the reference to each that dies is put here: another
+            object may have taken its identity, so the watch must not be asked any more. Keys of
+            ``tree`` are still kept alive (torch swaps no parameter that has weak references). If
+            None, or without native code, everything is kept alive.
     """
 
     def __init__(
