@@ -33,7 +33,7 @@ class BuildWithCMake(build_ext):
         options |= {
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
-            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),  # the last build's may be gone
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",  # the last build's may be gone
             "BUILD_TESTING": "OFF",
         }
         definitions = [f"-D{name}={value}" for name, value in options.items()]
