@@ -97,22 +97,24 @@ def test_every_stored_state_has_its_dtype(case, mode):
         assert ("master_param" in state) == ("master_weights" in mode.options)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_torchs_adamw_state_moves_over_and_back(fused):
+@pytest.mark.parametrize("begins", ["here", "there"])
+@pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_torchs_adamw_state_moves_over_and_back(how, begins):
     ours, theirs = model(dtype=torch.float64), model(dtype=torch.float64)
-    b = torch.optim.AdamW(theirs, lr=0.01, fused=fused)
-    train(b, theirs, 3)
+    a, b = fusedstep.AdamW(ours, lr=0.01), torch.optim.AdamW(theirs, lr=0.01, **how)
+    first, params, then, others = (a, ours, b, theirs) if begins == "here" else (b, theirs, a, ours)
+    train(first, params, 3)
     with torch.no_grad():
-        for p, q in zip(ours, theirs, strict=True):
+        for p, q in zip(others, params, strict=True):
             p.copy_(q)
-    a = fusedstep.AdamW(ours)
-    a.load_state_dict(saved_and_loaded(b.state_dict()))
+    then.load_state_dict(saved_and_loaded(first.state_dict()))
     for seed in (5, 6):
+        b.param_groups[0].update(how)  # which torch takes from what is loaded
         train(a, ours, 3, seed)
         train(b, theirs, 3, seed)
         for p, q in zip(ours, theirs, strict=True):
             torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
-        b = torch.optim.AdamW(theirs, lr=0.5, fused=fused)
+        b = torch.optim.AdamW(theirs, lr=0.5)
         b.load_state_dict(saved_and_loaded(a.state_dict()))
     assert b.param_groups[0]["lr"] == 0.01
 

@@ -50,12 +50,15 @@ class KeepsState(torch.optim.Optimizer):
                 state[MASTER].copy_(p)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; groups name the algorithm that wrote them."""
+        """As torch's; groups name the algorithm that wrote them. Where torch has the same class,
+        counts are copies in float32, the only type that its foreach and fused steps take."""
         saved = super().state_dict()
         # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers of
         # two classes may share a group's dict. What is written to here is a copy.
         for group in saved["param_groups"]:
             group["algorithm"] = self.rule
+        if self.like_torchs:
+            saved["state"] = dict(zip(saved["state"], map(_as_torchs, saved["state"].values())))
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -168,6 +171,13 @@ class KeepsState(torch.optim.Optimizer):
         params = {key for saved in loaded["param_groups"] for key in saved["params"]}
         others = {key: value for key, value in loaded["state"].items() if key not in params}
         return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps
+
+
+def _as_torchs(state: Any) -> Any:
+    """A parameter's state with its count as torch's classes have it."""
+    if not isinstance(state, dict) or not isinstance(state.get("step"), torch.Tensor):
+        return state
+    return {**state, "step": state["step"].float()}
 
 
 def _has_memory_of(p: torch.Tensor, master: torch.Tensor) -> bool:
