@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from tests.distributed import distribute, give_parts, spawn, with_gradients
+from tests.training import network
 
 
 def a_mean_over_parts_and_wholes_is_refused():
@@ -39,6 +41,35 @@ def processes_need_not_be_on_a_mesh():
 
 def test_processes_need_not_be_on_a_mesh():
     spawn(processes_need_not_be_on_a_mesh)
+
+
+def a_norm_of_fsdp1s_parts_is_refused():
+    for original in False, True:
+        cpu = torch.device("cpu")
+        net = FullyShardedDataParallel(network(), use_orig_params=original, device_id=cpu)
+        net(torch.ones(2, 5)).square().mean().backward()
+        for cls, options, what in (
+            (fusedstep.LAMB, {"max_grad_norm": None}, "LAMB"),
+            (fusedstep.AvaGrad, {}, "AvaGrad"),
+            (fusedstep.AdamW, {"max_grad_norm": 1.0}, "max_grad_norm"),
+        ):
+            optimizer = cls(net.parameters(), **options)
+            with pytest.raises(NotImplementedError, match=f"{what} would take the norm of"):
+                optimizer.step()
+            assert not optimizer.state
+        fusedstep.AdamW(net.parameters()).step()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # FSDP1 is old
+def test_a_norm_of_fsdp1s_parts_is_refused():
+    spawn(a_norm_of_fsdp1s_parts_is_refused)
+    spawn(one_process_has_all_of_fsdp1s, world=1)
+
+
+def one_process_has_all_of_fsdp1s():
+    net = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
+    net(torch.ones(2, 5)).square().mean().backward()
+    fusedstep.LAMB(net.parameters()).step()
 
 
 class Packed(torch.Tensor):

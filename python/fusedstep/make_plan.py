@@ -178,13 +178,16 @@ def _check_sums(
     optimizer: FusedOptimizer, planned: list[_Planned], segments: list[int], axes: list[tuple]
 ) -> None:
     """Require that what is summed together can be."""
+    params = [(each.where, each.param) for each in planned]
     if segments:
         name = type(optimizer).__name__
         tensor_checks.one_device(name, [(segments[each.index], each.param) for each in planned])
         tensor_checks.cut_alike(name, segments, axes)
+        tensor_checks.not_flattened(name, params)
     if optimizer.clips():
         tensor_checks.one_device("max_grad_norm", [(0, each.param) for each in planned])
-        tensor_checks.on_mesh("max_grad_norm", [(each.where, each.param) for each in planned])
+        tensor_checks.on_mesh("max_grad_norm", params)
+        tensor_checks.not_flattened("max_grad_norm", params)
 
 
 def _entry(

@@ -31,6 +31,12 @@ def is_flattened(p: torch.Tensor) -> bool:
     return getattr(p, "_fsdp_flattened", False)
 
 
+def processes() -> int:
+    """How many train together."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
 def mesh_of(t: torch.Tensor) -> DeviceMesh | None:
     """The ``DeviceMesh`` that a tensor is distributed over; None where it is no DTensor."""
     return t.device_mesh if is_dtensor(t) else None

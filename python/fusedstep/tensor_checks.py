@@ -183,3 +183,16 @@ def on_mesh(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
                 f"takes a norm over it that this process cannot know. Give each process the "
                 f"parameters that it has a part of."
             )
+
+
+def not_flattened(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
+    """Require that no parameter is one that FSDP1 has spread over several processes: what others
+    hold of it is not known."""
+    for where, p in entries:
+        if shards.is_flattened(p) and shards.processes() > 1:
+            raise NotImplementedError(
+                f"{where} is FullyShardedDataParallel's, which cuts parameters without DTensors: "
+                f"{what} would take the norm of this process's part. Shard the model with "
+                f"`torch.distributed.fsdp.fully_shard`, or take a class that sums nothing, with "
+                f"max_grad_norm=None, and clip by the model's `clip_grad_norm_`."
+            )
