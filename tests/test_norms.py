@@ -9,9 +9,9 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
-from tests.distributed import distribute, spawn, train_both
+from tests.distributed import distribute, give_parts, spawn, train_both, with_gradients
 from tests.test_sums import parameters
-from tests.training import model
+from tests.training import assert_same, model, on_every_backend, stored, train
 
 
 def test_a_limit_of_one_group_alone_is_obeyed():
@@ -127,6 +127,70 @@ def test_a_mean_of_a_later_group_that_is_exchanged_is_that_of_the_next_step():
         optimizer.step()
         found.append(torch.cat([p.detach(), q.detach(), group["eta_sq_sum"]]))
     assert torch.equal(*found)
+
+
+@on_every_backend
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_step_whose_norm_is_not_finite_is_skipped(max_grad_norm, cls, backend, device):
+    options = {"max_grad_norm": max_grad_norm, "skip_nonfinite": True}
+    params, others = model(device=device), model()
+    optimizer = cls(params, backend=backend, **options)
+    unskipped = cls(others, backend="reference", max_grad_norm=max_grad_norm)
+    train(optimizer, params, 1)
+    for bad in (math.nan, math.inf, -math.inf):
+        want = stored(optimizer, params)
+        params[-1].grad.view(-1)[-1] = bad
+        optimizer.step()
+        assert not optimizer.last_grad_norm.isfinite()
+        assert_same(stored(optimizer, params), want)
+    train(optimizer, params, 1, seed=1)
+    train(unskipped, others, 2)
+    got = {name: value.cpu() for name, value in stored(optimizer, params).items()}
+    assert_same(got, stored(unskipped, others))
+
+
+@pytest.mark.parametrize(
+    "bad, found_inf, skips",
+    [(0.0, 1.0, True), (math.nan, 0.0, True), (math.nan, None, True), (1e30, 0.0, False)],
+)
+def test_a_scalers_flag_skips_too(bad, found_inf, skips, backend, device):
+    """The square of 1e30 is no float32, but the norm is finite."""
+    (p,) = params = parameters([30], (torch.float32,), device)
+    optimizer = fusedstep.AdamW(params, backend=backend, skip_nonfinite=True)
+    before, p.grad[7] = p.detach().clone(), bad
+    if found_inf is not None:
+        optimizer.found_inf = torch.tensor(found_inf, device=device)
+    optimizer.step()
+    assert torch.equal(p, before) is skips
+    optimizer.found_inf, p.grad[7] = None, 1.0  # the flag is not remembered
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2 - skips
+
+
+def test_whether_bad_steps_are_skipped_may_be_assigned(backend, device):
+    (p,) = params = parameters([30], (torch.float32,), device)
+    optimizer = fusedstep.AdamW(params, backend=backend)
+    assert optimizer.last_grad_norm is None
+    for skips in (False, True, False):
+        optimizer.skip_nonfinite = skips
+        p.grad[0] = 0.0 if optimizer.state[p].get("step", 0) == 0 else math.nan
+        optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+    assert p[0].isnan() and p[1:].isfinite().all()
+
+
+def what_one_process_finds_skips_the_step_of_all():
+    whole = with_gradients((4,))
+    whole[0].grad[3] = math.nan
+    params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)]])
+    give_parts(params, whole)
+    optimizer = fusedstep.AdamW(params, skip_nonfinite=True)
+    optimizer.step()
+    assert optimizer.state[params[0]]["step"] == 0
+
+
+def test_what_one_process_finds_skips_the_step_of_all():
+    spawn(what_one_process_finds_skips_the_step_of_all)
 
 
 def test_to_clip_at_0_is_refused_with_what_switches_clipping_off():

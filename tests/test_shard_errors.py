@@ -52,6 +52,7 @@ def a_norm_of_fsdp1s_parts_is_refused():
             (fusedstep.LAMB, {"max_grad_norm": None}, "LAMB"),
             (fusedstep.AvaGrad, {}, "AvaGrad"),
             (fusedstep.AdamW, {"max_grad_norm": 1.0}, "max_grad_norm"),
+            (fusedstep.AdamW, {"skip_nonfinite": True}, "skip_nonfinite"),
         ):
             optimizer = cls(net.parameters(), **options)
             with pytest.raises(NotImplementedError, match=f"{what} would take the norm of"):

@@ -12,7 +12,7 @@ import torch
 from . import checks
 from .reference.multi_tensor_apply import OWN_HYPERS, Facts, facts
 from .step_table import StepTable
-from .sums import Sums, chunk_counts, first_slots
+from .sums import Norm, Sums, chunk_counts, first_slots
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 NUMBERS = {float, int, bool}  # a row of other types, np.float64 too, is searched for tensors
@@ -82,7 +82,7 @@ class Launch:
         ticket: ``[1]`` int32, counts blocks that have finished; 0 between launches.
         slot: ``[N]``, place of the tensor's first chunk among those of all parameters.
         passes: what a step runs, in order.
-        norm: the pass that sums squared gradients, or None. norm_sq: its result, float64 ``[1]``.
+        norm: the pass that sums squared gradients, or None. grad_norm: what it sums them in.
         survey: the pass that brings the sums a step starts from, or None.
         grad_scale, found_inf: float32 AMP tensors of this step, or None.
         grads: this step's gradients by ``index``, only while the launch runs: whoever drops them
@@ -97,7 +97,7 @@ class Launch:
     passes: list[Pass] = field(default_factory=list)
     survey: Pass | None = None
     norm: Pass | None = None
-    norm_sq: torch.Tensor | None = None
+    grad_norm: Norm | None = None
     grad_scale: torch.Tensor | None = None
     found_inf: torch.Tensor | None = None
     grads: list[torch.Tensor | None] = field(default_factory=list)
@@ -172,10 +172,10 @@ class Launch:
 
     def grad_norm_sq(self, work: Pass) -> torch.Tensor | None:
         """The squared norm by which a pass clips gradients: float64 ``[1]``, or None."""
-        return None if work is self.norm else self.norm_sq
+        return None if work is self.norm or self.grad_norm is None else self.grad_norm.total
 
     def skip_flag(self, work: Pass) -> torch.Tensor | None:
-        """AMP's ``found_inf`` for a pass that it can skip: one that moves something."""
+        """The flag that skips a pass, if one can: the pass moves something."""
         return None if work is self.norm or work is self.survey else self.found_inf
 
     def check_columns(self, rule: str, takes: tuple[int, int, int]) -> None:
@@ -245,6 +245,8 @@ class Launch:
             None if t is None else t.to(self.device, torch.float32).resolve_neg()
             for t in (grad_scale, found_inf)
         )
+        if self.grad_norm is not None:
+            self.found_inf = self.grad_norm.skip_flag(self.found_inf)
 
     def gradient_places(self) -> list[tuple[int, int]]:
         """Of every tensor, its ``index`` and the address of its place in the table of gradients."""

@@ -96,7 +96,8 @@ class MADGRAD(FusedOptimizer):
     def why_not_sparse(self, group):
         if self.variant(group) == 0 or group["weight_decay"] != 0:
             return "sparse gradients need momentum=0 and weight_decay=0"
-        return "sparse gradients and max_grad_norm do not go together" if self.clips() else None
+        reason = "sparse gradients have no norm for max_grad_norm or skip_nonfinite"
+        return reason if self.needs_norm() else None
 
     def check_group(self, where, group):
         super().check_group(where, group)

@@ -99,8 +99,8 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
                 rule_facts.SUMS, numels, segments, indices, device,
                 totals=totals, axes=axes, counted=rule_facts.COUNTED,
             )  # fmt: skip
-        if optimizer.clips():
-            norm = Norm(numels, axes, indices, device)
+        if optimizer.needs_norm():
+            norm = Norm(numels, axes, indices, device, skips=optimizer.skip_nonfinite)
         for launch in here:
             _plan_passes(optimizer, launch, sums, norm)
             for work in filter(None, (launch.norm, launch.survey, *launch.passes)):
@@ -149,7 +149,7 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
                 continue
             planned.append(_Planned(i, where, p, alike, unfit))
     stepping = [each for each in planned if each.param.grad is not None]
-    if stepping and (optimizer.clips() or not facts(optimizer.rule, 0).COUNTS_ALL):
+    if stepping and (optimizer.needs_norm() or not facts(optimizer.rule, 0).COUNTS_ALL):
         # on other devices nothing steps; norms are of one device
         devices = {each.param.device for each in stepping}
         planned = [each for each in planned if each.param.device in devices]
@@ -184,10 +184,11 @@ def _check_sums(
         tensor_checks.one_device(name, [(segments[each.index], each.param) for each in planned])
         tensor_checks.cut_alike(name, segments, axes)
         tensor_checks.not_flattened(name, params)
-    if optimizer.clips():
-        tensor_checks.one_device("max_grad_norm", [(0, each.param) for each in planned])
-        tensor_checks.on_mesh("max_grad_norm", params)
-        tensor_checks.not_flattened("max_grad_norm", params)
+    if optimizer.needs_norm():
+        option = "skip_nonfinite" if optimizer.skip_nonfinite else "max_grad_norm"
+        tensor_checks.one_device(option, [(0, each.param) for each in planned])
+        tensor_checks.on_mesh(option, params)
+        tensor_checks.not_flattened(option, params)
 
 
 def _entry(
@@ -224,4 +225,4 @@ def _plan_passes(
     if optimizer.survey is not None:
         launch.survey = launch.plan_pass(rule, variant | optimizer.survey, sums)
     if norm is not None:
-        launch.norm, launch.norm_sq = launch.plan_pass(GRAD_NORM, 0, norm), norm.total
+        launch.norm, launch.grad_norm = launch.plan_pass(GRAD_NORM, 0, norm), norm

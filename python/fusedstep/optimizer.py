@@ -14,12 +14,9 @@ from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
-from .options import Chosen, Hyper, clip_at, make_plain, rate, unknown_arguments
+from .options import Chosen, Hyper, check_common, clip_at, make_plain, rate, unknown_arguments
 from .plan import Plan
 from .watch import Watch
-
-FORMS = ("paper", "released")
-FLAGS = ("maximize", "amsgrad", "centered", "decoupled_weight_decay", "skip_zero_second_moment")
 
 
 class FusedOptimizer(KeepsState):
@@ -41,14 +38,17 @@ class FusedOptimizer(KeepsState):
             Default: False. No effect on other parameters.
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16, except that of float64
             parameters. None (default): float32, or float64 for float64 parameters.
+        skip_nonfinite: take no step where the norm of all gradients is infinite or NaN: nothing
+            changes, as where a ``GradScaler`` skips, and the host does not wait to know. Default:
+            False.
         capturable: make 0-d float64 tensors on the parameters' device of ``lr``, ``weight_decay``,
             ``eps``, ``max_grad_norm``, betas and a ``momentum`` above 0, so that replays of a CUDA
             graph follow them; other options stay as captured. Default: False. Changes no result.
 
     Hyper-parameters may be floats or 0-d float32 or float64 tensors. A tensor's value is not
     checked, because reading it would make the host wait for the device. ``backend``,
-    ``master_weights`` and ``state_dtype`` may be assigned between steps; ``capturable``, too, for
-    groups that are added or loaded later.
+    ``master_weights``, ``state_dtype`` and ``skip_nonfinite`` may be assigned between steps;
+    ``capturable``, too, for groups that are added or loaded later.
 
     Raises:
         TypeError, ValueError: an unknown argument, a value outside its range, or no parameters.
@@ -66,6 +66,7 @@ class FusedOptimizer(KeepsState):
     backend: str = Chosen(("auto",), BACKENDS)  # type: ignore[assignment]
     master_weights: bool = Chosen((False, True))  # type: ignore[assignment]
     state_dtype: torch.dtype | None = Chosen((None, torch.bfloat16))  # type: ignore[assignment]
+    skip_nonfinite: bool = Chosen((False, True))  # type: ignore[assignment]
     capturable: bool = Chosen((False, True))  # type: ignore[assignment]
 
     def __init__(
@@ -79,13 +80,14 @@ class FusedOptimizer(KeepsState):
         backend: str = "auto",
         master_weights: bool = False,
         state_dtype: torch.dtype | None = None,
+        skip_nonfinite: bool = False,
         capturable: bool = False,
         **unknown: Any,
     ):
         if unknown:
             raise TypeError(unknown_arguments(type(self), unknown))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
-        self.capturable = capturable
+        self.skip_nonfinite, self.capturable = skip_nonfinite, capturable
         self._captured, self._norm_sq = [], None
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
         super().__init__(params, {**defaults, **common, "algorithm": self.rule})
@@ -141,15 +143,7 @@ class FusedOptimizer(KeepsState):
 
     def check_group(self, where: str, group: dict[str, Any]) -> None:
         """Raise on a hyper-parameter outside its range."""
-        checks.max_grad_norm(where, group["max_grad_norm"])
-        checks.hyper_in(where, "lr", rate(group), 0.0)
-        checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
-        if "eps" in self.defaults:
-            checks.hyper_in(where, "eps", group["eps"], 0.0)
-        if "betas" in self.defaults:
-            checks.betas(where, group["betas"])
-        checks.one_of(where, "form", group["form"], FORMS)
-        checks.flags(where, group, *(name for name in FLAGS if name in self.defaults))
+        check_common(where, group, self.defaults)
 
     def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         """Raise on a parameter's state that the group's options cannot go on from."""
@@ -263,8 +257,9 @@ class FusedOptimizer(KeepsState):
         names = self.param_groups[group].get("param_names", ())[param : param + 1]
         return " ".join([f"{place}, parameter {param}", *(f"({name})" for name in names)])
 
-    def clips(self) -> bool:
-        return any(group["max_grad_norm"] is not None for group in self.param_groups)
+    def needs_norm(self) -> bool:
+        clips = any(group["max_grad_norm"] is not None for group in self.param_groups)
+        return clips or self.skip_nonfinite
 
     def bytes_moved(self) -> int:
         """Bytes of parameters, gradients and states that a step in this process reads and writes if
@@ -279,8 +274,8 @@ class FusedOptimizer(KeepsState):
     @property
     def last_grad_norm(self) -> torch.Tensor | None:
         """The norm of all gradients before clipping, 0-d float64 on the parameters' device, of the
-        last step that had a gradient and ``max_grad_norm``, skipped or not; to log (reading it
-        waits for the step). None before such a step."""
+        last step that had a gradient and ``max_grad_norm`` or ``skip_nonfinite``, skipped or not;
+        to log (reading it waits for the step). None before such a step."""
         return None if self._norm_sq is None else self._norm_sq[0].sqrt()
 
     # State

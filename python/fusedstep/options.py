@@ -12,6 +12,8 @@ import torch
 
 from . import checks
 
+FORMS = ("paper", "released")
+FLAGS = ("maximize", "amsgrad", "centered", "decoupled_weight_decay", "skip_zero_second_moment")
 Hyper = float | torch.Tensor  # a number, or a 0-d float32 or float64 tensor that holds it
 
 
@@ -23,6 +25,7 @@ class OptionsButClipping(TypedDict, total=False):
     backend: Literal["auto", "cuda", "triton", "cpu", "reference"]
     master_weights: bool
     state_dtype: torch.dtype | None
+    skip_nonfinite: bool
     capturable: bool
 
 
@@ -69,6 +72,20 @@ def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
     known += [name for name in Options.__annotations__ if name not in known]
     told = ", ".join(map(repr, unknown))
     return f"{cls.__name__} has no argument {told}. Leave it out, or use one of {', '.join(known)}."
+
+
+def check_common(where: str, group: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise on one of a group's hyper-parameters that is outside its range; ``names`` are those
+    that the optimizer's class has, of which some are checked by the class."""
+    checks.max_grad_norm(where, group["max_grad_norm"])
+    checks.hyper_in(where, "lr", rate(group), 0.0)
+    checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
+    if "eps" in names:
+        checks.hyper_in(where, "eps", group["eps"], 0.0)
+    if "betas" in names:
+        checks.betas(where, group["betas"])
+    checks.one_of(where, "form", group["form"], FORMS)
+    checks.flags(where, group, *(name for name in FLAGS if name in names))
 
 
 def rate(group: dict[str, Any]) -> Hyper:

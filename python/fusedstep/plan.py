@@ -119,7 +119,8 @@ class Plan:
 
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
-        return self.launches[0].norm_sq if self.launches else None
+        norm = self.launches[0].grad_norm if self.launches else None
+        return None if norm is None else norm.total
 
     def collect(
         self, optimizer: FusedOptimizer, captured: bool = False

@@ -128,6 +128,7 @@ class Norm(Sums):
 
     Args:
         axes: of every parameter, along which it is spread over processes.
+        skips: whether a step whose norm is not finite is skipped.
 
     Attributes:
         total: the squared norm, float64 ``[1]``.
@@ -139,12 +140,23 @@ class Norm(Sums):
         axes: Sequence[tuple[Axis, ...]],
         planned: Sequence[int],
         device: torch.device,
+        *,
+        skips: bool = False,
     ):
         stretches = [list(stretch) for _, stretch in groupby(axes)]
         segments = [s for s, stretch in enumerate(stretches) for _ in stretch]
         super().__init__(1, numels, segments, planned, device, axes=axes)
         alone = len(stretches) == 1
         self.total = self.totals[0] if alone else torch.zeros_like(self.totals[0])
+        self._skip = torch.zeros(1, dtype=torch.float32, device=device) if skips else None
+        self._found_inf: torch.Tensor | None = None
+
+    def skip_flag(self, found_inf: torch.Tensor | None) -> torch.Tensor | None:
+        """What skips a step, float32, where not 0: AMP's flag, or one that will have it in it."""
+        if self._skip is None:
+            return found_inf
+        self._found_inf = found_inf
+        return self._skip
 
     def join(self) -> None:
         super().join()
@@ -152,3 +164,7 @@ class Norm(Sums):
             self.total.zero_()
             for part in self.totals:  # in this order on every device
                 self.total.add_(part)
+        if self._skip is not None:
+            self._skip.copy_(self.total - self.total)  # 0, or NaN where it is not finite
+            if self._found_inf is not None:
+                self._skip.add_(self._found_inf.reshape(1))

@@ -193,6 +193,6 @@ def not_flattened(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
             raise NotImplementedError(
                 f"{where} is FullyShardedDataParallel's, which cuts parameters without DTensors: "
                 f"{what} would take the norm of this process's part. Shard the model with "
-                f"`torch.distributed.fsdp.fully_shard`, or take a class that sums nothing, with "
-                f"max_grad_norm=None, and clip by the model's `clip_grad_norm_`."
+                f"`torch.distributed.fsdp.fully_shard`, or take a class that sums nothing, without "
+                f"this option, and clip by the model's `clip_grad_norm_`."
             )
