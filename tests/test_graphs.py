@@ -86,6 +86,18 @@ def test_capturing_a_number_is_refused_by_name(name, monkeypatch):
     assert_same(stored(optimizer, params), before)
 
 
+def test_capturing_a_number_on_another_device_is_refused(monkeypatch):
+    monkeypatch.setattr(graphs, "capturing", lambda: True)
+    monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+    params = model()
+    optimizer = fusedstep.AdamW(params, capturable=True)
+    optimizer.param_groups[0]["eps"] = torch.tensor(1e-8, device="meta")
+    give_gradients(params)
+    with pytest.raises(RuntimeError, match="eps is a tensor on meta, and a parameter is on cpu"):
+        optimizer.step()
+    assert not optimizer.state
+
+
 def test_capturing_a_step_of_cpu_parameters_is_refused(monkeypatch):
     monkeypatch.setattr(graphs, "capturing", lambda: True)
     params = model()

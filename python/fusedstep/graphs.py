@@ -68,9 +68,9 @@ def make_live(group: dict[str, Any], names: Iterable[str]) -> None:
 def check(optimizer: FusedOptimizer) -> None:
     """Raise where a replay would not follow a hyper-parameter, or not take the step at all."""
     for g, group in enumerate(optimizer.param_groups):
-        where = optimizer.where(g)
-        for p in group["params"]:
-            if p.grad is not None and not on_gpu(p):
+        where, stepping = optimizer.where(g), [p for p in group["params"] if p.grad is not None]
+        for p in stepping:
+            if not on_gpu(p):
                 raise RuntimeError(
                     f"{where} has a parameter on {p.device}: a CUDA graph records work of a GPU "
                     f"only, and no replay would update it. Step such parameters outside of it."
@@ -83,6 +83,13 @@ def check(optimizer: FusedOptimizer) -> None:
                     f"by building the optimizer with capturable=True. (Schedulers put numbers in "
                     f"the place of betas and momentum: pass them cycle_momentum=False.)"
                 )
+            for p in stepping:
+                if p.device != value.device:
+                    raise RuntimeError(
+                        f"{where}: {name} is a tensor on {value.device}, and a parameter is on "
+                        f"{p.device}, whose kernel cannot read it while a CUDA graph is captured. "
+                        f"Give the parameters of each device a group of their own."
+                    )
 
 
 def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
