@@ -17,7 +17,13 @@ if emulation.SANITIZERS:
 import pytest
 import torch.distributed as dist
 from fusedstep import testing, verify
-from fusedstep.backends import BACKENDS, CpuBackend, CudaBackend, available_backends
+from fusedstep.backends import (
+    BACKENDS,
+    CpuBackend,
+    CudaBackend,
+    available_backends,
+    why_unavailable,
+)
 from torch.distributed.device_mesh import init_device_mesh
 
 
@@ -44,8 +50,7 @@ def device_of(backend: str) -> str:
 def _register() -> list[str]:
     if CpuBackend().module is None:
         raise pytest.UsageError(f"fusedstep is not built: {CpuBackend().absent}")
-    names = [name for name, why in available_backends().items() if why is None]
-    names.remove("reference")
+    names = [name for name in available_backends() if name != "reference"]
     for level in CpuBackend().module.cpu_levels()[:-1]:
         BACKENDS[f"cpu-{level}"] = backend = CpuBackend(level=level)
         backend.name = f"cpu-{level}"
@@ -64,7 +69,7 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header():
-    absent = {name: why for name, why in available_backends().items() if why is not None}
+    absent = {name: why for name, why in why_unavailable().items() if why is not None}
     old = [mode.id for mode in testing.every_mode() if not mode.supported]
     return [
         f"fusedstep backends under test: {', '.join(TESTED_BACKENDS)}",

@@ -163,7 +163,7 @@ import sys
 for name in {missing!r}:
     sys.modules[name] = None  # so that importing it fails
 import fusedstep, torch
-for name, why in fusedstep.available_backends().items():
+for name, why in fusedstep.why_unavailable().items():
     print(name, why)
 p = torch.nn.Parameter(torch.ones(3))
 p.grad = torch.ones(3)

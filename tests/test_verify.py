@@ -14,15 +14,16 @@ def test_backends_are_listed_with_reasons():
     command = [sys.executable, "-m", "fusedstep"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert fusedstep.__version__ in out
-    reasons = fusedstep.available_backends()
+    reasons = fusedstep.why_unavailable()
     for name in ("cuda", "triton", "cpu", "reference"):
         assert f"{name:<10} {'available' if reasons[name] is None else 'unavailable'}" in out
         assert (reasons[name] or "") in out
+    assert fusedstep.available_backends() == [name for name in reasons if reasons[name] is None]
 
 
 @pytest.fixture
 def cpu_alone(monkeypatch):
-    monkeypatch.setattr("fusedstep.verify.available_backends", lambda: {"cpu": None})
+    monkeypatch.setattr("fusedstep.verify.available_backends", lambda: ["cpu"])
 
 
 def test_equal_bits_are_verified(cpu_alone, capsys):
@@ -46,7 +47,7 @@ def test_one_wrong_bit_is_not(cpu_alone, capsys, monkeypatch):
 
 
 def test_nothing_compared_is_not_verified(monkeypatch):
-    monkeypatch.setattr("fusedstep.verify.available_backends", lambda: {"cpu": "it is broken"})
+    monkeypatch.setattr("fusedstep.verify.available_backends", list)
     assert not verify(seconds=1.0)
 
 

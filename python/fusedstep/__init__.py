@@ -3,7 +3,7 @@
 from .adamomentum import AdaMomentum
 from .adamw import Adam, AdamW
 from .avagrad import AvaGrad, AvaGradW
-from .backends import available_backends
+from .backends import available_backends, why_unavailable
 from .delayed_adam import DelayedAdam
 from .lamadam import LaMAdam
 from .lamb import LAMB
@@ -26,4 +26,5 @@ __all__ = [
     "MAdam",
     "__version__",
     "available_backends",
+    "why_unavailable",
 ]

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from .backends import available_backends
+from .backends import why_unavailable
 from .version import __version__
 
 
@@ -30,7 +30,7 @@ def main() -> int:
     if chosen.seconds is not None:
         parser.error("--seconds goes with verify; leave it out")
     print(f"fusedstep {__version__}, torch {torch.__version__}")
-    for name, why in available_backends().items():
+    for name, why in why_unavailable().items():
         print(f"  {name:<10} {'available' if why is None else f'unavailable: {why}'}")
     return 0
 

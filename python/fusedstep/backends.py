@@ -1,4 +1,4 @@
-"""Backends: who can run a launch, and how. No backend falls back to another silently."""
+"""Backends: who can run a launch, and how. One that was asked for never falls back to another."""
 
 from __future__ import annotations
 
@@ -146,7 +146,12 @@ class TritonBackend:
             return "it updates tensors on cuda; start with TRITON_INTERPRET=1 to interpret it"
         if device.type == "cuda" and self.engine.INTERPRETED:
             return "TRITON_INTERPRET is set: the interpreter reads host memory; unset it"
-        return _no_gpu() if device.type == "cuda" else None
+        if device.type == "cpu":
+            return None
+        if reason := _no_gpu():
+            return reason
+        old = torch.cuda.get_device_capability(device) < (7, 0)  # without atomics that order memory
+        return "it needs a GPU of compute capability 7.0 or newer" if old else None
 
     def prepare(self, launch: Launch, work: Pass) -> None:
         self.engine.prepare(launch, work)
@@ -179,8 +184,13 @@ def choose(name: str, device: torch.device) -> Backend:
     raise RuntimeError(f"no backend can update parameters on {device}: {told}{remedy}")
 
 
-def available_backends() -> dict[str, str | None]:
-    """Every backend of this installation, with None or the reason why it is absent.
+def available_backends() -> list[str]:
+    """The backends that can serve a device of this machine: ``["cpu", "reference"]``."""
+    return [name for name, reason in why_unavailable().items() if reason is None]
+
+
+def why_unavailable() -> dict[str, str | None]:
+    """Every backend, with the reason why it can serve no device of this machine, or None if it can.
 
     Returns:
         ``{"cuda": "torch finds no CUDA device", "triton": ..., "cpu": None, "reference": None}``
