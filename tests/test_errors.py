@@ -1,14 +1,11 @@
 """Bad input: one error with what, value, why and remedy, before anything is written."""
 
-import contextlib
 from fractions import Fraction
-from types import SimpleNamespace
 
 import fusedstep
 import numpy as np
 import pytest
 import torch
-from fusedstep.backends import BACKENDS, CudaBackend, choose
 
 from tests.training import (
     arguments,
@@ -117,6 +114,14 @@ def test_a_bad_group_is_not_added():
     assert len(optimizer.param_groups) == 1
 
 
+def test_a_group_cannot_choose_for_itself_what_the_optimizer_chooses():
+    own = {"backend": "cpu", "master_weights": False, "capturable": False}
+    fusedstep.AdamW([{"params": model(), **own}], backend="cpu")  # as another's groups may say
+    for name, value in (("backend", "cuda"), ("master_weights", True), ("skip_nonfinite", True)):
+        with pytest.raises(ValueError, match=f"group 0: {name} is {value!r}, and .* of the whole"):
+            fusedstep.AdamW([{"params": model(), name: value}])
+
+
 def test_a_rate_that_turns_bad_is_refused_before_the_step():
     params = model()
     optimizer = fusedstep.MAdam(params)
@@ -126,50 +131,6 @@ def test_a_rate_that_turns_bad_is_refused_before_the_step():
     with pytest.raises(ValueError, match="lr is nan"):
         optimizer.step()
     assert_same(stored(optimizer, params), want)
-
-
-@pytest.mark.parametrize("backend", ["nothing", "cuda ", None])
-def test_an_unknown_backend(backend):
-    params = model()
-    give_gradients(params)
-    with pytest.raises(ValueError, match="backend is .*; choose one of 'auto', 'cuda'"):
-        fusedstep.AdamW(params, backend=backend).step()
-
-
-def test_a_backend_that_cannot_serve_the_device_says_why():
-    params = model()
-    give_gradients(params)
-    with pytest.raises(RuntimeError, match=r"no backend can update parameters on cpu: cuda: "):
-        fusedstep.AdamW(params, backend="cuda").step()
-
-
-@pytest.fixture
-def a_gpu(monkeypatch):
-    """For the backends there is one."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
-    monkeypatch.setattr(BACKENDS["triton"], "engine", SimpleNamespace(INTERPRETED=False))
-    return torch.device("cuda", 0)
-
-
-def test_a_gpu_that_the_build_cannot_run_on_is_left_to_triton(a_gpu, monkeypatch):
-    reason = "cudaFuncGetAttributes: no kernel image is available for execution on the device"
-    built = SimpleNamespace(cuda_kernel=None, cuda_why_not=lambda: reason)
-    monkeypatch.setitem(BACKENDS, "cuda", CudaBackend(built))
-    assert choose("auto", a_gpu).name == "triton"
-    with pytest.raises(RuntimeError, match=f"does not run on NVIDIA T4 .{reason}.; run `FUSED"):
-        choose("cuda", a_gpu)
-    built.cuda_why_not = lambda: None
-    assert choose("auto", a_gpu).name == "cuda"
-
-
-def test_a_torch_for_gpus_of_amd_is_refused(a_gpu, monkeypatch):
-    monkeypatch.setattr(torch.version, "hip", "7.0")
-    built = SimpleNamespace(cuda_kernel=None, cuda_why_not=lambda: None)
-    monkeypatch.setitem(BACKENDS, "cuda", CudaBackend(built))
-    with pytest.raises(RuntimeError, match="cuda: it needs an NVIDIA GPU.*triton: it needs an"):
-        choose("auto", a_gpu)
 
 
 def overlapping():

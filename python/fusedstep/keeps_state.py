@@ -23,6 +23,7 @@ class KeepsState(torch.optim.Optimizer):
     _captured: list[tuple]  # what CUDA graphs read in their replays
     _in_graph = False  # whether one has the plan of now
     _norm_sq: torch.Tensor | None  # of the last step
+    backends_in_use: dict[str, str]
     _loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
 
     def has_master(self, p: torch.Tensor) -> bool:
@@ -126,17 +127,19 @@ class KeepsState(torch.optim.Optimizer):
                 "this class saved, or the model's weights alone."
             )
 
+    def _choices(self) -> dict[str, Any]:
+        """The options that are attributes."""
+        own = vars(self).items()
+        return {n: value for n, value in own if isinstance(getattr(type(self), n, None), Chosen)}
+
     def __getstate__(self) -> dict[str, Any]:
-        own = {
-            n: v for n, v in vars(self).items() if isinstance(getattr(type(self), n, None), Chosen)
-        }
-        return super().__getstate__() | own
+        return super().__getstate__() | self._choices()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self._loading
         if loading is None:  # a new object, which has nothing to lose
             vars(self).update(state)
-            self._captured = []
+            self._captured, self.backends_in_use = [], {}
         for i, group in enumerate(state["param_groups"]):
             if loading is not None and group.get("algorithm", self.rule) != self.rule:
                 raise ValueError(

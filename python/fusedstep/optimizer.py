@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch.optim.optimizer import ParamsT
 
-from . import checks, graphs, shards
+from . import checks, graphs, options, shards
 from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
-from .options import Chosen, Hyper, check_common, clip_at, make_plain, rate, unknown_arguments
+from .options import Chosen, Hyper
 from .plan import Plan
 from .watch import Watch
 
@@ -63,6 +63,8 @@ class FusedOptimizer(KeepsState):
     survey: ClassVar[int | None] = None  # bits of the pass that brings the sums a step starts from
     surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
 
+    backends_in_use: dict[str, str]  #: what ran the last step, by device: {"cuda:0": "triton"}
+
     backend: str = Chosen(("auto",), BACKENDS)  # type: ignore[assignment]
     master_weights: bool = Chosen((False, True))  # type: ignore[assignment]
     state_dtype: torch.dtype | None = Chosen((None, torch.bfloat16))  # type: ignore[assignment]
@@ -85,10 +87,10 @@ class FusedOptimizer(KeepsState):
         **unknown: Any,
     ):
         if unknown:
-            raise TypeError(unknown_arguments(type(self), unknown))
+            raise TypeError(options.unknown_arguments(type(self), unknown))
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self.skip_nonfinite, self.capturable = skip_nonfinite, capturable
-        self._captured, self._norm_sq = [], None
+        self._captured, self._norm_sq, self.backends_in_use = [], None, {}
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
         super().__init__(params, {**defaults, **common, "algorithm": self.rule})
 
@@ -143,7 +145,7 @@ class FusedOptimizer(KeepsState):
 
     def check_group(self, where: str, group: dict[str, Any]) -> None:
         """Raise on a hyper-parameter outside its range."""
-        check_common(where, group, self.defaults)
+        options.check_common(where, group, self.defaults)
 
     def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         """Raise on a parameter's state that the group's options cannot go on from."""
@@ -188,6 +190,7 @@ class FusedOptimizer(KeepsState):
             graphs.warn_of_replays(self)
             self._plan = plan = None
             plan = make_plan(self)
+            self.backends_in_use = plan.backends_in_use()
             now = plan.collect(self)
             if now is None:
                 raise RuntimeError(
@@ -229,7 +232,7 @@ class FusedOptimizer(KeepsState):
         plan.write_counts.count_step()
 
     def _hyper_values(self, group: dict[str, Any]) -> tuple:
-        known = {**group, "lr": rate(group), "released": group["form"] == "released"}
+        known = {**group, "lr": options.rate(group), "released": group["form"] == "released"}
         if "betas" in self.defaults:  # a group may have a user's own
             known["beta1"], known["beta2"] = group["betas"]
         known |= self.other_hypers(group)
@@ -241,7 +244,9 @@ class FusedOptimizer(KeepsState):
             return self._rows
         for i, group in enumerate(self.param_groups):
             self.check_group(self.where(i), group)
-        rows = [(g["maximize"], clip_at(g), *self._hyper_values(g)) for g in self.param_groups]
+        rows = [
+            (g["maximize"], options.clip_at(g), *self._hyper_values(g)) for g in self.param_groups
+        ]
         kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in self.param_groups]
         if kernels != self._kernels:
             self._plan = None
@@ -267,11 +272,6 @@ class FusedOptimizer(KeepsState):
         return sum(launch.bytes_moved() for launch in self._plan.launches) if self._plan else 0
 
     @property
-    def backends_in_use(self) -> dict[str, str]:
-        """What runs the steps, by device: ``{"cuda:0": "triton"}``; empty while none is planned."""
-        return self._plan.backends_in_use() if self._plan else {}
-
-    @property
     def last_grad_norm(self) -> torch.Tensor | None:
         """The norm of all gradients before clipping, 0-d float64 on the parameters' device, of the
         last step that had a gradient and ``max_grad_norm`` or ``skip_nonfinite``, skipped or not;
@@ -283,10 +283,12 @@ class FusedOptimizer(KeepsState):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group is refused whole where a hyper-parameter is out of range."""
         super().add_param_group(param_group)
-        make_plain(self.param_groups[-1], self.defaults)
+        options.make_plain(self.param_groups[-1], self.defaults)
         self._plan = None
         try:
-            self.check_group(self.where(len(self.param_groups) - 1), self.param_groups[-1])
+            where = self.where(len(self.param_groups) - 1)
+            options.check_choices(where, self.param_groups[-1], self._choices())
+            self.check_group(where, self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
             raise

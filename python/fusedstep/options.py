@@ -74,6 +74,16 @@ def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
     return f"{cls.__name__} has no argument {told}. Leave it out, or use one of {', '.join(known)}."
 
 
+def check_choices(where: str, group: dict[str, Any], choices: dict[str, Any]) -> None:
+    """Raise on an entry of a group that says otherwise than an option of the whole optimizer."""
+    for name, value in choices.items():
+        if group.get(name, value) != value:
+            raise ValueError(
+                f"{where}: {name} is {group[name]!r}, and it is an option of the whole optimizer, "
+                f"which has {value!r}. Pass it beside the groups."
+            )
+
+
 def check_common(where: str, group: dict[str, Any], names: Iterable[str]) -> None:
     """Raise on one of a group's hyper-parameters that is outside its range; ``names`` are those
     that the optimizer's class has, of which some are checked by the class."""

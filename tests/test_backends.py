@@ -1,0 +1,72 @@
+"""Which backend serves a device, and why another does not."""
+
+import contextlib
+from types import SimpleNamespace
+
+import fusedstep
+import pytest
+import torch
+from fusedstep.backends import BACKENDS, CudaBackend, choose
+
+from tests.training import give_gradients, model, train
+
+
+@pytest.mark.parametrize("backend", ["nothing", "cuda ", None])
+def test_an_unknown_backend(backend):
+    params = model()
+    give_gradients(params)
+    with pytest.raises(ValueError, match="backend is .*; choose one of 'auto', 'cuda'"):
+        fusedstep.AdamW(params, backend=backend).step()
+
+
+def test_a_backend_that_cannot_serve_the_device_says_why():
+    params = model()
+    give_gradients(params)
+    with pytest.raises(RuntimeError, match=r"no backend can update parameters on cpu: cuda: "):
+        fusedstep.AdamW(params, backend="cuda").step()
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """For the backends there is one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(BACKENDS["triton"], "engine", SimpleNamespace(INTERPRETED=False))
+    return torch.device("cuda", 0)
+
+
+def test_a_gpu_that_the_build_cannot_run_on_is_left_to_triton(a_gpu, monkeypatch):
+    reason = "cudaFuncGetAttributes: no kernel image is available for execution on the device"
+    built = SimpleNamespace(cuda_kernel=None, cuda_why_not=lambda: reason)
+    monkeypatch.setitem(BACKENDS, "cuda", CudaBackend(built))
+    assert choose("auto", a_gpu).name == "triton"
+    with pytest.raises(RuntimeError, match=f"does not run on NVIDIA T4 .{reason}.; run `FUSED"):
+        choose("cuda", a_gpu)
+    built.cuda_why_not = lambda: None
+    assert choose("auto", a_gpu).name == "cuda"
+
+
+def test_a_torch_for_gpus_of_amd_is_refused(a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    built = SimpleNamespace(cuda_kernel=None, cuda_why_not=lambda: None)
+    monkeypatch.setitem(BACKENDS, "cuda", CudaBackend(built))
+    with pytest.raises(RuntimeError, match="cuda: it needs an NVIDIA GPU.*triton: it needs an"):
+        choose("auto", a_gpu)
+
+
+def test_a_gpu_without_ordered_atomics_is_refused(a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    with pytest.raises(RuntimeError, match="triton: it needs a GPU of compute capability 7.0"):
+        choose("triton", a_gpu)
+
+
+def test_what_ran_a_step_is_known_after_it(backend, device):
+    params = model(device=device)
+    optimizer = fusedstep.AdamW(params, backend=backend)
+    assert optimizer.backends_in_use == {}
+    train(optimizer, params, 1)
+    for _ in range(2):
+        assert optimizer.backends_in_use == {str(params[0].device): backend}
+        optimizer.load_state_dict(optimizer.state_dict())  # a step will be planned anew
