@@ -211,42 +211,6 @@ def test_a_live_optimizer_can_be_copied(clone):
     assert_same(stored(twin, twins), stored(optimizer, params))
 
 
-def test_masters_follow_an_outside_edit_after_resync():
-    params = model(dtype=torch.bfloat16)
-    optimizer = fusedstep.MAdam(params, master_weights=True)
-    train(optimizer, params, 1)
-    with torch.no_grad():
-        params[0].fill_(3.0)
-    optimizer.resync_master()
-    assert optimizer.state[params[0]]["master_param"].eq(3.0).all()
-
-
-def test_masters_of_what_was_frozen_and_freed_do_not_stop_a_resync():
-    frozen, other = params = model((4, 3), (2,), dtype=torch.bfloat16)
-    optimizer = fusedstep.MAdam(params, master_weights=True)
-    train(optimizer, params, 1)
-    frozen.grad, frozen.data = None, torch.empty(0, dtype=torch.bfloat16)
-    other.data.fill_(0.5)
-    optimizer.resync_master()
-    assert (optimizer.state[other]["master_param"] == 0.5).all()
-
-
-@pytest.mark.filterwarnings("ignore:.*are left out")
-def test_masters_that_were_not_used_for_a_while_do_not_come_back():
-    (p,) = params = model((5,), dtype=torch.bfloat16)
-    optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=True)
-    train(optimizer, params, 1)
-    for masters, steps in ((False, 10), (True, 0)):
-        saved = optimizer.state_dict()
-        optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=masters)
-        optimizer.load_state_dict(saved)
-        train(optimizer, params, steps)
-        assert ("master_param" in optimizer.state[p]) is False
-    before = p.detach().clone()
-    train(optimizer, params, 1)
-    assert (optimizer.state[p]["master_param"] - before).abs().max() < 1.0
-
-
 def test_a_model_that_was_float32_for_a_while_keeps_what_it_learned():
     (p,) = params = model((5,), dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=True)
@@ -275,16 +239,6 @@ def test_float64_states_stay_float64():
     optimizer = fusedstep.AdamW(params, state_dtype=torch.bfloat16)
     train(optimizer, params, 1)
     assert optimizer.state[p]["exp_avg"].dtype is torch.float64
-
-
-def test_a_master_stays_where_its_parameter_lost_its_memory():
-    (p,) = params = model((4,), dtype=torch.bfloat16)
-    optimizer = fusedstep.MAdam(params, master_weights=True)
-    train(optimizer, params, 1)
-    master = optimizer.state[p]["master_param"].clone()
-    p.untyped_storage().resize_(0)
-    optimizer.resync_master()
-    assert torch.equal(optimizer.state[p]["master_param"], master)
 
 
 def test_a_count_that_is_a_number_is_not_rounded():

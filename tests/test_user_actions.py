@@ -24,7 +24,11 @@ CASES = st.sampled_from(CLASSES).flatmap(
 SHAPES = st.sampled_from([(), (0,), (3,), (4, 5), (1030,)])
 CPU_BACKENDS = st.sampled_from([name for name in BACKENDS if name.startswith("cpu")])
 SEEDS = st.integers(0, 99)
-OPTIONS = {"master_weights": st.booleans(), "state_dtype": st.sampled_from([None, torch.bfloat16])}
+OPTIONS = {
+    "master_weights": st.booleans(),
+    "state_dtype": st.sampled_from([None, torch.bfloat16]),
+    "skip_nonfinite": st.booleans(),
+}
 HYPERS = {
     "lr": st.sampled_from([0.0, 1e-3, 0.1, torch.tensor(0.02)]),
     "weight_decay": st.sampled_from([0.0, 0.3]),
@@ -81,7 +85,7 @@ class Actions(RuleBasedStateMachine):
     def build(self, case, mode):
         note(f"{case.id}, {mode.id}")
         self.worlds = [World(case, mode, backend) for backend in ("cpu", "reference")]
-        self.options = {"master_weights": False, "state_dtype": None, **mode.options}
+        self.options = {**dict.fromkeys(OPTIONS, False), "state_dtype": None, **mode.options}
 
     @rule(seed=SEEDS, without=st.integers(0, 5), special=st.sampled_from([False] * 7 + [True]))
     def give_gradients(self, seed, without, special):
@@ -164,12 +168,12 @@ class Actions(RuleBasedStateMachine):
             world.save_and_load(name, self.options)
 
     @rule(data=st.data(), name=st.sampled_from(sorted(OPTIONS)))
-    def load_into_other_dtypes(self, data, name):
+    def load_with_other_options(self, data, name):
         self.options[name] = data.draw(OPTIONS[name])
         self.save_and_load("cpu")
 
     @rule(data=st.data(), name=st.sampled_from(sorted(OPTIONS)))
-    def choose_other_dtypes(self, data, name):
+    def choose_other_options(self, data, name):
         self.options[name] = data.draw(OPTIONS[name])
         for world in self.worlds:
             setattr(world.optimizer, name, self.options[name])

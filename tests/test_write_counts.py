@@ -60,7 +60,7 @@ def test_a_distributed_tensor_is_counted_whole_and_in_part():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_counts.shards, "is_dtensor", lambda t: t is whole)
         patch.setattr(write_counts.shards, "local", lambda t: part)
-        launch = SimpleNamespace(with_gradient=lambda params: params)
+        launch = SimpleNamespace(with_gradient=lambda params: params, master=False)
         write_counts.WriteCounts([launch], [[whole]], []).count_step()
     assert whole._version == part._version == 1
 

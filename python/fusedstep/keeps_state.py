@@ -6,7 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from . import graphs, memory, state_tensors
 from .launch import opmath_of
 from .options import Chosen, make_plain
 from .state_tensors import MASTER, StateSpec
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 class KeepsState(torch.optim.Optimizer):
@@ -23,6 +26,7 @@ class KeepsState(torch.optim.Optimizer):
     _captured: list[tuple]  # what CUDA graphs read in their replays
     _in_graph = False  # whether one has the plan of now
     _norm_sq: torch.Tensor | None  # of the last step
+    _plan: Plan | None
     backends_in_use: dict[str, str]
     _loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
 
@@ -49,6 +53,16 @@ class KeepsState(torch.optim.Optimizer):
         for p, state in self.state.items():
             if isinstance(p, torch.Tensor) and MASTER in state and _has_memory_of(p, state[MASTER]):
                 state[MASTER].copy_(p)
+        if self._plan is not None:
+            self._plan.write_counts.take_edits()
+
+    def _warn_of_edits(self) -> None:
+        warnings.warn(
+            f"{type(self).__name__}: 16-bit parameters were written into since the last step. "
+            f"Their float32 masters were not, and the step goes on from those: it overwrites what "
+            f"was written. After an edit, call `optimizer.resync_master()`.",
+            stacklevel=6,  # who called step, through its wrappers
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; groups name the algorithm that wrote them. Where torch has the same class,

@@ -96,7 +96,7 @@ class FusedOptimizer(KeepsState):
 
     def _forget(self) -> None:
         """Drop what was derived from groups and states: they are new, loaded or assigned."""
-        self._plan: Plan | None = None
+        self._plan = None
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
         self._rows: list[tuple] = []  # those hyper-parameters
         self._kernels: list[tuple] = []  # by group, what its kernel depends on
@@ -199,6 +199,8 @@ class FusedOptimizer(KeepsState):
                 )
         present, grads = now
         if present:
+            if plan.write_counts.edited():
+                self._warn_of_edits()
             self._plan = None  # a step that fails may leave sums half done: plan anew then
             self._run(plan, rows, grads, capturing)
         if not plan.touched:

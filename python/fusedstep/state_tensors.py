@@ -31,6 +31,7 @@ def check(
 
     Raises:
         ValueError: an entry does not fit, or only some of those that belong together are there.
+            (A master may be there alone, as what a parameter begins with.)
     """
     unfit = [name for name, spec in layout.items() if not _fits(state.get(name), p, spec)]
     lacking = []
@@ -40,7 +41,7 @@ def check(
             _check_value(where, name, state[name], layout[name])
         elif layout[name].fill is not None and name not in LATE:
             lacking.append(name)
-    held = [name for name in layout if name in state] if lacking else []
+    held = [name for name in layout if name in state and name != MASTER] if lacking else []
     if held:
         raise ValueError(
             f"{where} has a state with {', '.join(held)} and without {', '.join(lacking)}: it is "
@@ -66,8 +67,9 @@ def completed(
         spec = layout[name]
         if name in state:
             result[name] = _fitted(state[name], p, spec)
-        elif spec.fill is None:
-            result[name] = p.detach().to(spec.dtype, copy=True)
+        elif spec.fill is None:  # of a master that was given, where one was
+            value = state[MASTER] if MASTER in state and MASTER in layout else p
+            result[name] = _fitted(value.detach(), p, spec, copy=True)
         elif isinstance(spec.fill, torch.Tensor):
             result[name] = spec.fill.to(p.device, spec.dtype, copy=True)
         elif spec.scalar:

@@ -1,0 +1,122 @@
+"""float32 masters of 16-bit parameters: where they come from, and what edits do to them."""
+
+import warnings
+
+import fusedstep
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+
+from tests.distributed import distribute, give_parts, spawn, with_gradients
+from tests.training import every_class, give_gradients, model, train
+
+
+@every_class
+def test_a_master_may_be_given_before_the_first_step(cls):
+    """As the float32 weights that 16-bit ones were rounded from: the step is theirs."""
+    wide, narrow = model(), model(dtype=torch.bfloat16)
+    a, b = cls(wide), cls(narrow, master_weights=True)
+    for p, q in zip(wide, narrow, strict=True):
+        b.state[q]["master_param"] = p.detach().clone()
+    for t in range(3):
+        give_gradients(narrow, t)
+        for p, q in zip(wide, narrow, strict=True):
+            p.grad = q.grad.float()
+        a.step()
+        b.step()
+    for p, q in zip(wide, narrow, strict=True):
+        assert torch.equal(b.state[q]["master_param"], p) and torch.equal(p.bfloat16(), q)
+        for name, value in a.state[p].items():
+            assert torch.equal(b.state[q][name], value)
+
+
+def load_threes(params):
+    for p in params:
+        torch.nn.init.constant_(p, 3.0)
+
+
+def test_an_edit_that_a_master_undoes_is_told():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    train(optimizer, params, 2)
+    load_threes(params)
+    with pytest.warns(UserWarning, match="AdamW: .* call `optimizer.resync_master") as told:
+        train(optimizer, params, 1)
+    assert told[0].filename.endswith("training.py")  # who called step
+    assert not params[0].eq(3.0).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(optimizer, params, 1)
+        load_threes(params)
+        optimizer.resync_master()
+        train(optimizer, params, 1)
+
+
+def an_edit_of_a_part_is_told():
+    whole = with_gradients((4,))
+    half = [p.detach().bfloat16() for p in whole]
+    params = distribute(half, init_device_mesh("cpu", (1,)), [[Shard(0)]])
+    for p in whole:
+        p.data, p.grad = p.data.bfloat16(), p.grad.bfloat16()
+    give_parts(params, whole)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+        optimizer.step()
+    for write in (lambda p: p.zero_(), lambda p: p.to_local().zero_()):
+        with torch.no_grad():
+            write(params[0])
+        with pytest.warns(UserWarning, match="resync_master"):
+            optimizer.step()
+
+
+def test_an_edit_of_a_part_is_told():
+    spawn(an_edit_of_a_part_is_told, world=1)
+
+
+def test_masters_follow_an_outside_edit_after_resync():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.MAdam(params, master_weights=True)
+    train(optimizer, params, 1)
+    with torch.no_grad():
+        params[0].fill_(3.0)
+    optimizer.resync_master()
+    assert optimizer.state[params[0]]["master_param"].eq(3.0).all()
+
+
+def test_masters_of_what_was_frozen_and_freed_do_not_stop_a_resync():
+    frozen, other = params = model((4, 3), (2,), dtype=torch.bfloat16)
+    optimizer = fusedstep.MAdam(params, master_weights=True)
+    train(optimizer, params, 1)
+    frozen.grad, frozen.data = None, torch.empty(0, dtype=torch.bfloat16)
+    other.data.fill_(0.5)
+    optimizer.resync_master()
+    assert (optimizer.state[other]["master_param"] == 0.5).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*are left out")
+def test_masters_that_were_not_used_for_a_while_do_not_come_back():
+    (p,) = params = model((5,), dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=True)
+    train(optimizer, params, 1)
+    for masters, steps in ((False, 10), (True, 0)):
+        saved = optimizer.state_dict()
+        optimizer = fusedstep.AdamW(params, lr=0.5, master_weights=masters)
+        optimizer.load_state_dict(saved)
+        train(optimizer, params, steps)
+        assert ("master_param" in optimizer.state[p]) is False
+    before = p.detach().clone()
+    train(optimizer, params, 1)
+    assert (optimizer.state[p]["master_param"] - before).abs().max() < 1.0
+
+
+def test_a_master_stays_where_its_parameter_lost_its_memory():
+    (p,) = params = model((4,), dtype=torch.bfloat16)
+    optimizer = fusedstep.MAdam(params, master_weights=True)
+    train(optimizer, params, 1)
+    master = optimizer.state[p]["master_param"].clone()
+    p.untyped_storage().resize_(0)
+    optimizer.resync_master()
+    assert torch.equal(optimizer.state[p]["master_param"], master)
