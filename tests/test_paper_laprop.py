@@ -1,6 +1,7 @@
 """LaProp and AdaMomentum against their papers' equations."""
 
 import math
+import warnings
 
 import fusedstep
 import pytest
@@ -19,6 +20,7 @@ from tests.paper import (
     schedule,
     start,
 )
+from tests.training import model
 
 
 def laprop(
@@ -210,3 +212,14 @@ def test_adamomentums_first_step_is_lr_over_1_minus_beta1(beta1):
     got = play(fusedstep.AdaMomentum, 0.01, False, grads=grads, betas=(beta1, 0.999))
     want = start() - 0.01 / (1 - beta1) * grads[0]
     assert float((got[0] - want).abs().max()) < 1e-6
+
+
+def test_a_decay_that_may_be_meant_for_adamw_is_told():
+    params = model()
+    with pytest.warns(UserWarning, match="LaProp, group 0: .* lr . weight_decay, 4e-05") as found:
+        fusedstep.LaProp(params, lr=4e-4, weight_decay=0.1)
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for lr, decay in ((4e-4, 4e-5), (4e-4, 4e-3), (0.0, 0.1), (torch.tensor(4e-4), 0.1)):
+            fusedstep.LaProp(params, lr=lr, weight_decay=decay)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from numbers import Real
+
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -41,13 +44,16 @@ class LaProp(FusedOptimizer):
         centered: divide by the variance instead of the second moment, Centered LaProp.
         centered_start: number of steps before centring begins.
         form: ``"paper"`` (Algorithms 1 to 4) or ``"released"`` (the authors' code).
-        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`.
+        maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` (centered: ``grad_mean``, ``grad_var``) and
     ``max_exp_avg_sq`` with amsgrad, in float32 (float64 for float64); ``lr_ema`` (L1) and
     ``one_ema`` (L2) float64, advanced only by steps that update the parameter. 28 bytes per float32
     parameter and step, 8 more with ``amsgrad``, 8 more with ``centered``.
+
+    Warns:
+        UserWarning: ``weight_decay`` is more than ten times ``lr``, as if it were AdamW's.
 
     Source: Ziyin, Wang, Ueda, "LaProp: Separating Momentum and Adaptivity in Adam" (2020),
     Algorithms 1 to 4. Departures: centered stores mean and variance, which cannot become negative;
@@ -82,6 +88,18 @@ class LaProp(FusedOptimizer):
             "centered_start": centered_start,
         }
         super().__init__(params, defaults, **common)
+        for i, group in enumerate(self.param_groups):
+            self._warn_of_decay(self.where(i), group["lr"], group["weight_decay"])
+
+    def _warn_of_decay(self, where: str, lr: Hyper, decay: Hyper) -> None:
+        if not isinstance(lr, Real) or not isinstance(decay, Real) or not decay > 10 * lr > 0:
+            return
+        warnings.warn(
+            f"{where}: weight_decay is {decay:g}, and LaProp does not multiply it by lr: each step "
+            f"makes the weights smaller by {decay:.2g} of themselves. The decay of AdamW with this "
+            f"number is lr * weight_decay, {lr * decay:g}.",
+            stacklevel=3,
+        )
 
     def state_fills(self, group):
         names = ["exp_avg", *(("grad_mean", "grad_var") if group["centered"] else ("exp_avg_sq",))]
