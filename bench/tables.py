@@ -168,7 +168,7 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
         for row in rows:
             if row["dtype"] == "f32":
                 column = f"{results.title_of(content['machine'])}, {row['backend']}, {row['set']}"
-                cell = f"{row['yardstick_share']:.0%}, {row['bandwidth_vs_torch_fused']:.2f}x"
+                cell = f"{row['vs_torch_fused']:.2f}x, {row['yardstick_share']:.0%}"
                 beside = f"; {peer(row)}" if peer(row) else ""
                 lines.setdefault(algorithm(row), {})[column] = cell + beside
     columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
@@ -246,10 +246,12 @@ def pictures(machines: Iterable[str], kinds: list[str], folder: str) -> list[str
 
 
 def about(content: dict[str, Any]) -> str:
-    """One line: on what machine, with which versions, when."""
-    runs = sorted(content["runs"])
-    known = content["runs"][runs[-1]]["versions"]
-    return f"{results.title_of(content['machine'])}; torch {known['torch']}; {runs[-1][:10]}:"
+    """One line: on what machine, with which versions, when; the last run's."""
+    when = max(content["runs"])
+    known = content["runs"][when]["versions"]
+    commit = f"; commit {known['revision'].split()[0][:7]}" if known.get("revision") else ""
+    machine = results.title_of(content["machine"])
+    return f"{machine}; torch {known['torch']}{commit}; {when[:10]}:"
 
 
 def written(text: str, found: dict[str, dict[str, Any]], folder: Path = ROOT) -> str:
