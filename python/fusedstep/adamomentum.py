@@ -30,8 +30,9 @@ class AdaMomentum(FusedOptimizer):
         decoupled_weight_decay: decay the parameter before the step instead of adding ``wd p`` to
             the gradient. The paper has no decay.
         amsgrad: divide by the running maximum of v (``max_exp_avg_sq``).
-        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same here.
+        maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same
+            here.
 
     State: as :class:`~fusedstep.AdamW`. 28 (36) bytes per float32 parameter and step.
 

@@ -27,8 +27,9 @@ class AdamW(FusedOptimizer):
         eps: added to the root of the second moment; >= 0.
         weight_decay: wd, multiplied by ``lr``; decoupled from the gradient.
         amsgrad: divide by the running maximum of v (``max_exp_avg_sq``).
-        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same here.
+        maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same
+            here.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` (and ``max_exp_avg_sq``) like the parameter,
     in float32 (float64 for float64). 28 (36) bytes per float32 parameter and step. The state dict

@@ -39,8 +39,8 @@ class AvaGrad(FusedOptimizer):
         skip_zero_second_moment: leave coordinates whose v is 0 out of the mean. One coordinate that
             never had a gradient has eta = 1/eps, which dominates the mean where eps is small.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
-        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`.
+        maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` in float32 (float64 for float64); in the
     released form each group keeps ``eta_sq_sum``, float64 (sum, count), for gamma. 28 bytes per

@@ -26,8 +26,9 @@ class DelayedAdam(FusedOptimizer):
         betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1).
         eps: added to the root of the second moment; >= 0.
         weight_decay: wd, added to the gradient as ``wd p``.
-        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same here.
+        maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same
+            here.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` in float32 (float64 for float64). 28 bytes
     per float32 parameter and step.

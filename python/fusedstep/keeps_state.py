@@ -6,7 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,9 +14,6 @@ from . import graphs, memory, state_tensors
 from .launch import opmath_of
 from .options import Chosen, make_plain
 from .state_tensors import MASTER, StateSpec
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 
 class KeepsState(torch.optim.Optimizer):
@@ -26,7 +23,7 @@ class KeepsState(torch.optim.Optimizer):
     _captured: list[tuple]  # what CUDA graphs read in their replays
     _in_graph = False  # whether one has the plan of now
     _norm_sq: torch.Tensor | None  # of the last step
-    _plan: Plan | None
+    _plan: Any  # of the next step, or None
     backends_in_use: dict[str, str]
     _loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
 

@@ -24,8 +24,8 @@ class LaMAdam(MAdam):
 
     Args:
         params, lr, beta1, weight_decay, decoupled_weight_decay, delta, beta2_init, maximize,
-            max_grad_norm, form, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.MAdam`.
+            max_grad_norm, form, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.MAdam`.
         beta2_range: (.5, .98) by default.
         eps: 1e-15 by default; added to sqrt(v).
         amsgrad: divide by the running maximum of v (in the released code this flag does nothing).

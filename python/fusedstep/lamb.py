@@ -28,8 +28,9 @@ class LAMB(FusedOptimizer):
         weight_decay: wd.
         max_grad_norm: 1.0 by default; None: no clipping. See
             :class:`~fusedstep.optimizer.FusedOptimizer`.
-        maximize, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same here.
+        maximize, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`. Both forms are the same
+            here.
 
     State: ``step`` int64; ``exp_avg``, ``exp_avg_sq`` in float32 (float64 for float64). Two passes:
     44 bytes per float32 parameter and step, 40 without clipping.

@@ -40,8 +40,8 @@ class MAdam(FusedOptimizer):
             about 1e-6.
         beta2_init: beta at t = 1; None: hi, or 0.9 where hi = 1.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
-        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`.
+        maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`.
 
     State: ``step`` int64; ``exp_avg``, ``grad_mean`` (u), ``grad_var`` (v - u^2), ``beta_prod``
     (1 - w, the product of the betas) and ``max_exp_avg_sq`` with amsgrad, like the parameter in

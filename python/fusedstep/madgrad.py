@@ -37,9 +37,9 @@ class MADGRAD(FusedOptimizer):
         decoupled_weight_decay: subtract ``lr wd p`` after the step instead of adding ``wd p`` to
             the gradient.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
-        maximize, max_grad_norm, backend, master_weights, state_dtype, capturable: see
-            :class:`~fusedstep.optimizer.FusedOptimizer`. ``state_dtype`` has no effect: there is no
-            ``exp_avg``.
+        maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
+            capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`. ``state_dtype`` has no
+            effect: there is no ``exp_avg``.
 
     Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0,
     weight_decay 0 and max_grad_norm None: touched rows alone are read and written. Each such step

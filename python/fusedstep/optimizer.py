@@ -96,7 +96,7 @@ class FusedOptimizer(KeepsState):
 
     def _forget(self) -> None:
         """Drop what was derived from groups and states: they are new, loaded or assigned."""
-        self._plan = None
+        self._plan: Plan | None = None
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
         self._rows: list[tuple] = []  # those hyper-parameters
         self._kernels: list[tuple] = []  # by group, what its kernel depends on
