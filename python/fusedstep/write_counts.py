@@ -31,8 +31,8 @@ class WriteCounts:
 
     def surveyed(self) -> list[int]:
         """How often torch's operations have written into the states that a survey reads."""
-        held = (ref() for ref in self._surveyed)
-        return [t._version for t in self._with_parts([t for t in held if t is not None])]
+        held = [t for ref in self._surveyed if (t := ref()) is not None]
+        return [t._version for t in self._with_parts(held)]
 
     def edited(self) -> bool:
         """Whether others than steps have written into parameters that have masters."""
