@@ -34,7 +34,7 @@ class Side:
         self.groups = [
             {
                 "params": [self._parameter(shape) for shape in shapes],
-                "weight_decay": 0.0 if i % 2 else 0.01,
+                "weight_decay": 0.0 if i % 2 else 1e-3,
             }
             for i, shapes in enumerate(parameter_set.groups)
         ]

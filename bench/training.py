@@ -34,7 +34,7 @@ class Loop:
 
     def __init__(self, contender: Contender, clock: Clock):
         self.clock, self.model = clock, language.bert(0, WIDTH).to(clock.device)
-        parts = zip(split(self.model), (0.01, 0.0), strict=True)
+        parts = zip(split(self.model), (1e-3, 0.0), strict=True)
         groups = [{"params": part, "weight_decay": decay} for part, decay in parts]
         self.optimizer = contender.build(groups)
         self.inputs, self.labels = (t.to(clock.device) for t in next(language.batches(0, BATCH)))

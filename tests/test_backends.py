@@ -1,6 +1,7 @@
 """Which backend serves a device, and why another does not."""
 
 import contextlib
+import copy
 from types import SimpleNamespace
 
 import fusedstep
@@ -60,6 +61,8 @@ def test_a_gpu_without_ordered_atomics_is_refused(a_gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     with pytest.raises(RuntimeError, match="triton: it needs a GPU of compute capability 7.0"):
         choose("triton", a_gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    assert choose("triton", a_gpu).name == "triton"
 
 
 def test_what_ran_a_step_is_known_after_it(backend, device):
@@ -70,3 +73,4 @@ def test_what_ran_a_step_is_known_after_it(backend, device):
     for _ in range(2):
         assert optimizer.backends_in_use == {str(params[0].device): backend}
         optimizer.load_state_dict(optimizer.state_dict())  # a step will be planned anew
+    assert copy.deepcopy(optimizer).backends_in_use == {}

@@ -201,7 +201,7 @@ ARROWS = {  # file: what it uses of the package
     "backends": "launch native reference_backend",
     "state_tensors": "memory shards tensor_checks",
     "graphs": "optimizer plan watch",  # two for annotations
-    "keeps_state": "graphs launch memory options state_tensors",
+    "keeps_state": "graphs launch memory options state_tensors shards",
     "plan": "backends launch memory native optimizer shards sparse watch write_counts",
     "make_plan": "backends launch memory optimizer plan reference shards sparse state_tensors"
     " sums tensor_checks watch",

@@ -95,6 +95,14 @@ def test_capturing_a_number_on_another_device_is_refused(monkeypatch):
     give_gradients(params)
     with pytest.raises(RuntimeError, match="eps is a tensor on meta, and a parameter is on cpu"):
         optimizer.step()
+    optimizer.param_groups[0]["eps"] = torch.tensor(1e-8)
+    other = torch.nn.Parameter(torch.ones(2, device="meta"))
+    optimizer.param_groups[0]["params"].append(other)
+    with pytest.raises(RuntimeError, match="needs a plan"):  # nothing is read there as yet
+        optimizer.step()
+    other.grad = torch.ones_like(other)
+    with pytest.raises(RuntimeError, match="lr is a tensor on cpu, and a parameter is on meta"):
+        optimizer.step()
     assert not optimizer.state
 
 

@@ -1,5 +1,6 @@
 """float32 masters of 16-bit parameters: where they come from, and what edits do to them."""
 
+import copy
 import warnings
 
 import fusedstep
@@ -36,21 +37,88 @@ def load_threes(params):
         torch.nn.init.constant_(p, 3.0)
 
 
-def test_an_edit_that_a_master_undoes_is_told():
+@pytest.mark.parametrize("which", [slice(None), slice(1), slice(-1, None)], ids=str)
+def test_an_edit_that_a_master_undoes_is_told(which):
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)
     train(optimizer, params, 2)
-    load_threes(params)
+    load_threes(params[which])
     with pytest.warns(UserWarning, match="AdamW: .* call `optimizer.resync_master") as told:
         train(optimizer, params, 1)
     assert told[0].filename.endswith("training.py")  # who called step
-    assert not params[0].eq(3.0).any()
+    assert not any(p.eq(3.0).any() for p in params[which])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(optimizer, params, 1)
         load_threes(params)
         optimizer.resync_master()
         train(optimizer, params, 1)
+
+
+def test_what_a_step_does_not_undo_is_not_told():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    plain = fusedstep.AdamW(wide := model())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for each, its in ((optimizer, params), (plain, wide)):
+            train(each, its, 2)
+        load_threes(wide)  # they have no masters
+        train(plain, wide, 1)
+        kept = [p.detach().clone() for p in params]
+        load_threes(params)
+        with torch.no_grad():  # as who evaluates averaged weights puts the others back
+            torch._foreach_copy_(params, kept)
+        train(optimizer, params, 1)
+        load_threes(params[-1:])
+        give_gradients(params)
+        params[-1].grad = None  # for now
+        optimizer.step()
+    assert params[-1].eq(3.0).all()
+    with pytest.warns(UserWarning, match="resync_master"):
+        train(optimizer, params, 1)
+
+
+def test_masters_of_inference_tensors():
+    with torch.inference_mode():
+        params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    with torch.inference_mode():
+        train(optimizer, params, 2)
+    assert optimizer.state[params[0]]["step"] == 2
+
+
+def test_a_given_master_keeps_no_graph_and_stays_its_givers():
+    (p,) = model((5,), dtype=torch.bfloat16)
+    weight = torch.nn.Parameter(torch.ones(5))
+    for given in (weight, weight.clone()):
+        optimizer = fusedstep.MADGRAD([p], master_weights=True)
+        optimizer.state[p]["master_param"] = given
+        train(optimizer, [p], 1)
+        held = optimizer.state[p]
+        assert not held["master_param"].requires_grad and not held["x0"].requires_grad
+        assert weight.eq(1.0).all() and held["x0"].eq(1.0).all()
+        copy.deepcopy(optimizer.state_dict())
+
+
+def test_a_master_that_is_not_wanted_is_no_beginning():
+    (p,) = model((5,), dtype=torch.bfloat16)
+    before, optimizer = p.detach().float(), fusedstep.MADGRAD([p])
+    optimizer.state[p]["master_param"] = torch.full((5,), 9.0)
+    train(optimizer, [p], 1)
+    held = optimizer.state[p]
+    assert torch.equal(held["x0"], before) and "master_param" not in held
+
+
+def test_given_masters_are_saved_before_a_first_step():
+    (p,) = model((5,), dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW([p], master_weights=True)
+    optimizer.state[p]["master_param"] = torch.full((5,), 9.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, [p], 1)
+    assert optimizer.state[p]["master_param"].sub(9.0).abs().max() < 0.1
 
 
 def an_edit_of_a_part_is_told():

@@ -159,7 +159,7 @@ def test_a_scalers_flag_skips_too(bad, found_inf, skips, backend, device):
     optimizer = fusedstep.AdamW(params, backend=backend, skip_nonfinite=True)
     before, p.grad[7] = p.detach().clone(), bad
     if found_inf is not None:
-        optimizer.found_inf = torch.tensor(found_inf, device=device)
+        optimizer.found_inf = torch.tensor([[found_inf]], device=device)
     optimizer.step()
     assert torch.equal(p, before) is skips
     optimizer.found_inf, p.grad[7] = None, 1.0  # the flag is not remembered
@@ -180,13 +180,14 @@ def test_whether_bad_steps_are_skipped_may_be_assigned(backend, device):
 
 
 def what_one_process_finds_skips_the_step_of_all():
-    whole = with_gradients((4,))
-    whole[0].grad[3] = math.nan
-    params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)]])
-    give_parts(params, whole)
-    optimizer = fusedstep.AdamW(params, skip_nonfinite=True)
-    optimizer.step()
-    assert optimizer.state[params[0]]["step"] == 0
+    for bad in 0, 1:  # of the second each process has all
+        whole = with_gradients((4,), (3,))
+        whole[bad].grad[2] = math.nan
+        params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)], None])
+        give_parts(params, whole)
+        optimizer = fusedstep.AdamW(params, skip_nonfinite=True)
+        optimizer.step()
+        assert optimizer.state[params[0]]["step"] == optimizer.state[params[1]]["step"] == 0
 
 
 def test_what_one_process_finds_skips_the_step_of_all():

@@ -4,6 +4,7 @@ import math
 import warnings
 
 import fusedstep
+import numpy as np
 import pytest
 import torch
 
@@ -219,7 +220,11 @@ def test_a_decay_that_may_be_meant_for_adamw_is_told():
     with pytest.warns(UserWarning, match="LaProp, group 0: .* lr . weight_decay, 4e-05") as found:
         fusedstep.LaProp(params, lr=4e-4, weight_decay=0.1)
     assert found[0].filename == __file__
+    groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.01}]
+    with pytest.warns(UserWarning, match="group 1: weight_decay is 0.01.* takes 1.00% off"):
+        fusedstep.LaProp(groups, lr=np.float32(1e-3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for lr, decay in ((4e-4, 4e-5), (4e-4, 4e-3), (0.0, 0.1), (torch.tensor(4e-4), 0.1)):
+        for lr, decay in ((4e-4, 4e-5), (4e-4, 1e-3), (0.0, 0.1), (torch.tensor(4e-4), 0.1)):
             fusedstep.LaProp(params, lr=lr, weight_decay=decay)
+            fusedstep.LaProp(params, lr=lr, weight_decay=torch.tensor(decay))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import graphs, memory, state_tensors
+from . import graphs, memory, shards, state_tensors
 from .launch import opmath_of
 from .options import Chosen, make_plain
 from .state_tensors import MASTER, StateSpec
@@ -54,23 +54,25 @@ class KeepsState(torch.optim.Optimizer):
             self._plan.write_counts.take_edits()
 
     def _warn_of_edits(self) -> None:
-        warnings.warn(
-            f"{type(self).__name__}: 16-bit parameters were written into since the last step. "
-            f"Their float32 masters were not, and the step goes on from those: it overwrites what "
-            f"was written. After an edit, call `optimizer.resync_master()`.",
-            stacklevel=6,  # who called step, through its wrappers
-        )
+        """Warn if a parameter that is about to move is not its master, rounded."""
+        params = (p for group in self.param_groups for p in group["params"])
+        moving = [p for p in params if p.grad is not None and MASTER in self.state[p]]
+        pairs = ((shards.local(p), shards.local(self.state[p][MASTER])) for p in moving)
+        if not all(torch.equal(p, master.to(p.dtype)) for p, master in pairs):
+            warnings.warn(
+                f"{type(self).__name__}: 16-bit parameters were written into since the last step. "
+                f"Their float32 masters were not, and the step goes on from those: it overwrites "
+                f"what was written. After an edit, call `optimizer.resync_master()`.",
+                stacklevel=6,  # who called step, through its wrappers
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; groups name the algorithm that wrote them. Where torch has the same class,
-        counts are copies in float32, the only type that its foreach and fused steps take."""
+        """As torch's; groups name the algorithm that wrote them."""
         saved = super().state_dict()
         # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers of
         # two classes may share a group's dict. What is written to here is a copy.
         for group in saved["param_groups"]:
             group["algorithm"] = self.rule
-        if self.like_torchs:
-            saved["state"] = dict(zip(saved["state"], map(_as_torchs, saved["state"].values())))
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -124,7 +126,8 @@ class KeepsState(torch.optim.Optimizer):
         groups = loaded["param_groups"]
         ours = any("form" in group for group in groups)
         torchs = self.like_torchs and all("amsgrad" in group for group in groups)
-        held = ", ".join(map(str, dict.fromkeys(chain(*states.values()))))
+        names = dict.fromkeys(name for name in chain(*states.values()) if name != MASTER)
+        held = ", ".join(map(str, names))
         if held and not any("step" in state for state in states.values()):
             yield (
                 f"the loaded states hold {held}, and nothing that it keeps: its moments and counts "
@@ -185,13 +188,6 @@ class KeepsState(torch.optim.Optimizer):
         params = {key for saved in loaded["param_groups"] for key in saved["params"]}
         others = {key: value for key, value in loaded["state"].items() if key not in params}
         return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps
-
-
-def _as_torchs(state: Any) -> Any:
-    """A parameter's state with its count as torch's classes have it."""
-    if not isinstance(state, dict) or not isinstance(state.get("step"), torch.Tensor):
-        return state
-    return {**state, "step": state["step"].float()}
 
 
 def _has_memory_of(p: torch.Tensor, master: torch.Tensor) -> bool:

@@ -53,7 +53,7 @@ class LaProp(FusedOptimizer):
     parameter and step, 8 more with ``amsgrad``, 8 more with ``centered``.
 
     Warns:
-        UserWarning: ``weight_decay`` is more than ten times ``lr``, as if it were AdamW's.
+        UserWarning: ``weight_decay`` is five times ``lr`` or more, as if it were AdamW's.
 
     Source: Ziyin, Wang, Ueda, "LaProp: Separating Momentum and Adaptivity in Adam" (2020),
     Algorithms 1 to 4. Departures: centered stores mean and variance, which cannot become negative;
@@ -92,12 +92,12 @@ class LaProp(FusedOptimizer):
             self._warn_of_decay(self.where(i), group["lr"], group["weight_decay"])
 
     def _warn_of_decay(self, where: str, lr: Hyper, decay: Hyper) -> None:
-        if not isinstance(lr, Real) or not isinstance(decay, Real) or not decay > 10 * lr > 0:
+        if not isinstance(lr, Real) or not isinstance(decay, Real) or not decay >= 5 * lr > 0:
             return
         warnings.warn(
             f"{where}: weight_decay is {decay:g}, and LaProp does not multiply it by lr: each step "
-            f"makes the weights smaller by {decay:.2g} of themselves. The decay of AdamW with this "
-            f"number is lr * weight_decay, {lr * decay:g}.",
+            f"takes {decay:.2%} off the weights. AdamW's with this number would be "
+            f"lr * weight_decay, {lr * decay:g}.",
             stacklevel=3,
         )
 

@@ -42,7 +42,7 @@ class MADGRAD(FusedOptimizer):
             effect: there is no ``exp_avg``.
 
     Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0,
-    weight_decay 0 and max_grad_norm None: touched rows alone are read and written. Each such step
+    weight_decay 0 and no norm to take: touched rows alone are read and written. Each such step
     is planned anew.
 
     State: ``step`` int64 (k + 1 after a step); ``grad_sum_sq`` (nu), ``grad_sum`` (s) and, unless

@@ -38,9 +38,9 @@ class FusedOptimizer(KeepsState):
             Default: False. No effect on other parameters.
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16, except that of float64
             parameters. None (default): float32, or float64 for float64 parameters.
-        skip_nonfinite: take no step where the norm of all gradients is infinite or NaN: nothing
-            changes, as where a ``GradScaler`` skips, and the host does not wait to know. Default:
-            False.
+        skip_nonfinite: take no step where the norm of all gradients is infinite or NaN (its square
+            may overflow in float64): nothing changes, as where a ``GradScaler`` skips, and the host
+            does not wait. Reads gradients twice, as ``max_grad_norm`` does. Default: False.
         capturable: make 0-d float64 tensors on the parameters' device of ``lr``, ``weight_decay``,
             ``eps``, ``max_grad_norm``, betas and a ``momentum`` above 0, so that replays of a CUDA
             graph follow them; other options stay as captured. Default: False. Changes no result.
@@ -63,8 +63,7 @@ class FusedOptimizer(KeepsState):
     survey: ClassVar[int | None] = None  # bits of the pass that brings the sums a step starts from
     surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
 
-    backends_in_use: dict[str, str]  #: what ran the last step, by device: {"cuda:0": "triton"}
-
+    backends_in_use: dict[str, str]  #: what runs the steps, by device: {"cuda:0": "triton"}
     backend: str = Chosen(("auto",), BACKENDS)  # type: ignore[assignment]
     master_weights: bool = Chosen((False, True))  # type: ignore[assignment]
     state_dtype: torch.dtype | None = Chosen((None, torch.bfloat16))  # type: ignore[assignment]
@@ -174,6 +173,9 @@ class FusedOptimizer(KeepsState):
         Raises:
             ValueError, TypeError, RuntimeError, NotImplementedError: a gradient, parameter or
                 hyper-parameter that kernels cannot serve. Raised before anything is written.
+
+        Warns:
+            UserWarning: it overwrites what others wrote into parameters that have masters.
         """
         if capturing := graphs.capturing():
             graphs.check(self)
@@ -199,7 +201,7 @@ class FusedOptimizer(KeepsState):
                 )
         present, grads = now
         if present:
-            if plan.write_counts.edited():
+            if not capturing and plan.write_counts.edited():
                 self._warn_of_edits()
             self._plan = None  # a step that fails may leave sums half done: plan anew then
             self._run(plan, rows, grads, capturing)

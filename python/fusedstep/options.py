@@ -80,13 +80,13 @@ def check_choices(where: str, group: dict[str, Any], choices: dict[str, Any]) ->
         if group.get(name, value) != value:
             raise ValueError(
                 f"{where}: {name} is {group[name]!r}, and it is an option of the whole optimizer, "
-                f"which has {value!r}. Pass it beside the groups."
+                f"which has {value!r}. Take it out of the group, and pass it beside the groups."
             )
 
 
 def check_common(where: str, group: dict[str, Any], names: Iterable[str]) -> None:
-    """Raise on one of a group's hyper-parameters that is outside its range; ``names`` are those
-    that the optimizer's class has, of which some are checked by the class."""
+    """Raise on a common hyper-parameter of a group that is outside its range. ``names`` are all
+    that the optimizer's class has; the class checks the others."""
     checks.max_grad_norm(where, group["max_grad_norm"])
     checks.hyper_in(where, "lr", rate(group), 0.0)
     checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)

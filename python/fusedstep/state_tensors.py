@@ -66,7 +66,9 @@ def completed(
     for name in unfit:
         spec = layout[name]
         if name in state:
-            result[name] = _fitted(state[name], p, spec)
+            value = state[name]
+            grows = isinstance(value, torch.Tensor) and value.requires_grad
+            result[name] = _fitted(value.detach() if grows else value, p, spec, copy=grows)
         elif spec.fill is None:  # of a master that was given, where one was
             value = state[MASTER] if MASTER in state and MASTER in layout else p
             result[name] = _fitted(value.detach(), p, spec, copy=True)
@@ -145,6 +147,7 @@ def _fits(value: Any, p: torch.Tensor, spec: StateSpec) -> bool:
         like = value.ndim == 0
     else:
         like = value.shape == p.shape and value.stride() == p.stride()
+    like = like and not value.requires_grad  # or it is another's, or keeps a graph alive
     return like and not value.is_neg() and not memory.is_missing(value)
 
 

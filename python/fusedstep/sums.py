@@ -152,7 +152,8 @@ class Norm(Sums):
         self._found_inf: torch.Tensor | None = None
 
     def skip_flag(self, found_inf: torch.Tensor | None) -> torch.Tensor | None:
-        """What skips a step, float32, where not 0: AMP's flag, or one that will have it in it."""
+        """What skips a step where it is not 0, float32: AMP's flag, or what ``join`` will make of
+        it and the norm."""
         if self._skip is None:
             return found_inf
         self._found_inf = found_inf

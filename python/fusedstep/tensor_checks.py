@@ -192,7 +192,8 @@ def not_flattened(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
         if shards.is_flattened(p) and shards.processes() > 1:
             raise NotImplementedError(
                 f"{where} is FullyShardedDataParallel's, which cuts parameters without DTensors: "
-                f"{what} would take the norm of this process's part. Shard the model with "
-                f"`torch.distributed.fsdp.fully_shard`, or take a class that sums nothing, without "
-                f"this option, and clip by the model's `clip_grad_norm_`."
+                f"{what} would take the norm of this process's part. (Those of NO_SHARD are not "
+                f"told apart.) Shard the model with `torch.distributed.fsdp.fully_shard`; or use a "
+                f"class that sums nothing, leave out max_grad_norm and skip_nonfinite, and clip "
+                f"with the model's `clip_grad_norm_`."
             )

@@ -58,7 +58,7 @@ CASES: list[Case] = [
         _FADED,
     ),
     *_cases(
-        "laprop", fusedstep.LaProp, (), (*_DECAY, ("centered_start", 2)),
+        "laprop", fusedstep.LaProp, (), (("weight_decay", 1e-3), ("centered_start", 2)),
         form=_FORMS, amsgrad=_FLAG, centered=_FLAG,
     ),
     *_cases("adamomentum", fusedstep.AdaMomentum, _COUPLED, _DECAY, amsgrad=_FLAG),

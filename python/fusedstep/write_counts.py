@@ -1,4 +1,4 @@
-"""Write counts: torch counts its writes into each tensor, for autograd and for us."""
+"""Write counts: torch counts its writes into each tensor, and autograd looks at the count."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ class WriteCounts:
         self._launches, self._served = launches, served
         self._distributed = any(shards.is_dtensor(p) for params in served for p in params)
         self._surveyed = [weakref.ref(t) for t in surveyed if not t.is_inference()]
-        with_masters = (s for launch, s in zip(launches, served, strict=True) if launch.master)
         # Who writes into one parameter usually writes into all; to look at all would take long.
-        ends = [p for params in with_masters for p in (params[0], params[-1])]
-        self._with_masters = self._with_parts([p for p in ends if not p.is_inference()])
-        self.take_edits()
+        ends = [
+            p
+            for launch, params in zip(launches, served, strict=True)
+            for p in (params[0], params[-1])
+            if launch.master and not p.is_inference()
+        ]
+        self._known = {p: self._versions(p) for p in ends}  # of those that have masters
 
     def surveyed(self) -> list[int]:
         """How often torch's operations have written into the states that a survey reads."""
@@ -35,19 +38,25 @@ class WriteCounts:
         return [t._version for t in self._with_parts(held)]
 
     def edited(self) -> bool:
-        """Whether others than steps have written into parameters that have masters."""
-        return [t._version for t in self._with_masters] != self._known
+        """Whether others than steps wrote into parameters that have masters and will move."""
+        known = self._known.items()
+        return any(p.grad is not None and self._versions(p) != before for p, before in known)
 
-    def take_edits(self) -> None:
-        """Take parameters that have masters as they are."""
-        self._known = [t._version for t in self._with_masters]
+    def take_edits(self, of_all: bool = True) -> None:
+        """Take parameters that have masters as they are: all, or those that have a gradient."""
+        for p in self._known:
+            if of_all or p.grad is not None:
+                self._known[p] = self._versions(p)
+
+    def _versions(self, p: torch.Tensor) -> list[int]:
+        return [t._version for t in self._with_parts([p])]
 
     def count_step(self) -> None:
         """Count a change of every parameter with a gradient: kernels do not do so by themselves. A
         backward pass through what was computed from it before is then an error, and not wrong."""
         for launch, params in zip(self._launches, self._served, strict=True):
             count_changes(self._with_parts(launch.with_gradient(params)))
-        self.take_edits()
+        self.take_edits(of_all=False)
 
     def _with_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Tensors, and of those that are distributed also what this process holds: operations write
