@@ -113,10 +113,11 @@ def test_a_master_that_is_not_wanted_is_no_beginning():
 def test_given_masters_are_saved_before_a_first_step():
     (p,) = model((5,), dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW([p], master_weights=True)
-    optimizer.state[p]["master_param"] = torch.full((5,), 9.0)
+    optimizer.state[p]["master_param"] = torch.nn.Parameter(torch.full((5,), 9.0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer.state[p]["master_param"].requires_grad
     train(optimizer, [p], 1)
     assert optimizer.state[p]["master_param"].sub(9.0).abs().max() < 0.1
 

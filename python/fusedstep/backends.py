@@ -142,12 +142,11 @@ class TritonBackend:
             return self.absent
         if device.type not in ("cuda", "cpu"):
             return f"it updates tensors on cuda, not on {device.type}"
-        if device.type == "cpu" and not self.engine.INTERPRETED:
-            return "it updates tensors on cuda; start with TRITON_INTERPRET=1 to interpret it"
-        if device.type == "cuda" and self.engine.INTERPRETED:
-            return "TRITON_INTERPRET is set: the interpreter reads host memory; unset it"
         if device.type == "cpu":
-            return None
+            remedy = "start with TRITON_INTERPRET=1 to interpret it"
+            return None if self.engine.INTERPRETED else f"it updates tensors on cuda; {remedy}"
+        if self.engine.INTERPRETED:
+            return "TRITON_INTERPRET is set: the interpreter reads host memory; unset it"
         if reason := _no_gpu():
             return reason
         old = torch.cuda.get_device_capability(device) < (7, 0)  # without atomics that order memory

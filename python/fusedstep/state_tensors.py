@@ -66,12 +66,10 @@ def completed(
     for name in unfit:
         spec = layout[name]
         if name in state:
-            value = state[name]
-            grows = isinstance(value, torch.Tensor) and value.requires_grad
-            result[name] = _fitted(value.detach() if grows else value, p, spec, copy=grows)
+            result[name] = _fitted(state[name], p, spec)
         elif spec.fill is None:  # of a master that was given, where one was
-            value = state[MASTER] if MASTER in state and MASTER in layout else p
-            result[name] = _fitted(value.detach(), p, spec, copy=True)
+            given = MASTER in state and MASTER in layout
+            result[name] = _fitted(state[MASTER] if given else p, p, spec, copy=True)
         elif isinstance(spec.fill, torch.Tensor):
             result[name] = spec.fill.to(p.device, spec.dtype, copy=True)
         elif spec.scalar:
@@ -147,13 +145,15 @@ def _fits(value: Any, p: torch.Tensor, spec: StateSpec) -> bool:
         like = value.ndim == 0
     else:
         like = value.shape == p.shape and value.stride() == p.stride()
-    like = like and not value.requires_grad  # or it is another's, or keeps a graph alive
-    return like and not value.is_neg() and not memory.is_missing(value)
+    like = like and not value.requires_grad and not value.is_neg()
+    return like and not memory.is_missing(value)
 
 
 def _fitted(value: Any, p: torch.Tensor, spec: StateSpec, copy: bool = False) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):  # a number
         value = torch.tensor(float(value), dtype=torch.float64, device=p.device)
+    if value.requires_grad:  # it is another's, or keeps a graph alive
+        value, copy = value.detach(), True
     if spec.scalar:
         return value.reshape(()).to(p.device, spec.dtype, copy=copy).resolve_neg()
     value = shards.distributed_like(value, p)
