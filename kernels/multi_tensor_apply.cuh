@@ -5,11 +5,11 @@
 // 32-byte sector over two stores), and elements i and i + 1024 stay in one thread, as N7 asks.
 #pragma once
 
+#include "columns.cuh"
 #include "core/prologue.h"
 #include "core/registry.h"
 #include "launch.cuh"
 #include "sums.cuh"
-#include "unit.cuh"
 
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
@@ -26,63 +26,6 @@ constexpr int resident() {
 // Whether a block takes its ticket before it works.
 template <class Rule>
 constexpr bool kEarlyTicket = Rule::kMovesParam && !Rule::kEmits;
-
-// State 0 is there even in a rule that has none, where nothing touches it.
-template <class Rule>
-constexpr int kColumns = Rule::kStates > 0 ? Rule::kStates : 1;
-
-// One tensor's memory.
-template <class Rule>
-struct Columns {
-  using T = typename Rule::opmath;
-  std::uint64_t grad, param, source, state[kColumns<Rule>];  // source: the master or the parameter
-  bool aligned;
-
-  __device__ __forceinline__ Columns(const Launch& launch, std::int64_t tensor, std::uint64_t grad)
-      : grad(Rule::kReadsGrad ? grad : 0),
-        param(address_of(launch, kParam, tensor)),
-        source(address_of(launch, launch.master ? kMaster : kParam, tensor)) {
-    std::uint64_t bits = this->grad;
-    if constexpr (Rule::kReadsParam || Rule::kMovesParam) bits |= param | source;
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k)
-      bits |= state[k] = address_of(launch, kState + k, tensor);
-    aligned = bits % 16 == 0;
-  }
-};
-
-// Parameters are read from their masters where there are any.
-__device__ __forceinline__ DType source_dtype(const Launch& launch) {
-  return launch.master ? DType::f32 : launch.param_dtype;
-}
-
-// A unit of every column in registers: as loaded, then in opmath.
-template <class Rule>
-struct Loaded {
-  Bits grad, param, state[kColumns<Rule>];
-};
-
-template <class Rule>
-struct Values {
-  using T = typename Rule::opmath;
-  T p[kUnit<T>], state[kColumns<Rule>][kUnit<T>], out[kMaxSums][kUnit<T>];
-};
-
-template <bool kWhole, class Rule>
-__device__ __forceinline__ void load_unit(const Launch& launch, const Columns<Rule>& columns,
-                                          bool faded, std::int64_t first, int n,
-                                          Loaded<Rule>& loaded) {
-  using T = typename Rule::opmath;
-  loaded = {};
-  if constexpr (Rule::kReadsGrad)
-    loaded.grad = load<kWhole, T>(launch.grad_dtype, columns.grad, first, n);
-  if constexpr (Rule::kReadsParam)
-    loaded.param = load<kWhole, T>(source_dtype(launch), columns.source, first, n);
-#pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k)
-    if (k != Rule::kFading || !faded)
-      loaded.state[k] = load<kWhole, T>(state_dtype<T>(launch, k), columns.state[k], first, n);
-}
 
 template <class Rule>
 __device__ __forceinline__ void update_unit(const Launch& launch, const Prologue<Rule>& now,
@@ -114,21 +57,6 @@ __device__ __forceinline__ void update_unit(const Launch& launch, const Prologue
   }
 }
 
-template <bool kWhole, class Rule>
-__device__ __forceinline__ void store_unit(const Launch& launch, const Columns<Rule>& columns,
-                                           bool faded, std::int64_t first, int n,
-                                           const Values<Rule>& values) {
-  using T = typename Rule::opmath;
-  if constexpr (Rule::kMovesParam) {
-    if (launch.master) store<kWhole, T>(DType::f32, values.p, columns.source, first, n);
-    store<kWhole, T>(launch.param_dtype, values.p, columns.param, first, n);
-  }
-#pragma unroll
-  for (int k = 0; k < kMoved<Rule>; ++k)
-    if (k != Rule::kFading || !faded)
-      store<kWhole, T>(state_dtype<T>(launch, k), values.state[k], columns.state[k], first, n);
-}
-
 // A thread's lanes of N7: kTurns of its units fill them once.
 template <class Rule>
 struct Lanes {
@@ -152,9 +80,24 @@ struct Lanes {
   }
 };
 
+// Takes a loaded unit through the rule and back to memory, and its sums to the thread's lanes.
+template <bool kWhole, class Rule>
+__device__ __forceinline__ void finish_unit(const Launch& launch, const Columns<Rule>& columns,
+                                            const Prologue<Rule>& now, typename Rule::opmath scale,
+                                            const Loaded<Rule>& loaded, std::int64_t first, int n,
+                                            Lanes<Rule>& lanes, int& turn) {
+  Values<Rule> values;
+  update_unit(launch, now, scale, loaded, values);
+  store_unit<kWhole>(launch, columns, now.faded, first, n, values);
+  lanes.add(values, turn, n);
+  turn = (turn + 1) % Lanes<Rule>::kTurns;
+}
+
 // A thread's units of n elements. Whole ones are loaded before the one in front is updated: memory
-// works while the rule does. What is left, or not aligned, goes element by element, in a loop of
-// its own: in one loop the compiler would take all stores apart.
+// works while the rule does. A gradient that alone is not aligned, as parts of a flat buffer often
+// are (of DistributedDataParallel, of fully_shard), is loaded element by element; what is left, or
+// not aligned, goes so in all columns. Each way has its own loop: in one loop the compiler would
+// take all stores apart.
 template <class Rule>
 __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue<Rule>& now,
                                             typename Rule::opmath scale, std::int64_t tensor,
@@ -164,35 +107,33 @@ __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue
   constexpr int kStride = kThreads * kUnit<T>;
   const Columns<Rule> columns(launch, tensor, grad);
   const int whole = columns.aligned ? n / kStride * kStride : 0;
+  const int ahead = !kGradBeside<Rule> || columns.grad_aligned ? whole : 0;
   const std::int64_t own = begin + int(threadIdx.x) * kUnit<T>;
   Lanes<Rule> lanes;
   Loaded<Rule> next;
   // The other warps' first loads run while thread 0 evaluates the prologue. Only the fading state
   // waits for it: the prologue says whether it is read.
-  if (whole > 0) load_unit<true>(launch, columns, true, own, 0, next);
+  if (ahead > 0) load_unit<true>(launch, columns, true, own, 0, next);
   __syncthreads();
   if constexpr (Rule::kFading >= 0)
-    if (whole > 0 && !now.faded)
+    if (ahead > 0 && !now.faded)
       next.state[Rule::kFading] = load<true, T>(kOpmath<T>, columns.state[Rule::kFading], own, 0);
   int offset = 0, turn = 0;
-  for (; offset < whole; offset += kStride) {
+  for (; offset < ahead; offset += kStride) {
     const Loaded<Rule> loaded = next;
-    if (offset + kStride < whole)
+    if (offset + kStride < ahead)
       load_unit<true>(launch, columns, now.faded, own + offset + kStride, 0, next);
-    Values<Rule> values;
-    update_unit(launch, now, scale, loaded, values);
-    store_unit<true>(launch, columns, now.faded, own + offset, 0, values);
-    lanes.add(values, turn, kUnit<T>);
-    turn = (turn + 1) % Lanes<Rule>::kTurns;
+    finish_unit<true>(launch, columns, now, scale, loaded, own + offset, kUnit<T>, lanes, turn);
   }
+  if constexpr (kGradBeside<Rule>)
+    for (; offset < whole; offset += kStride) {
+      load_unit<true, false>(launch, columns, now.faded, own + offset, kUnit<T>, next);
+      finish_unit<true>(launch, columns, now, scale, next, own + offset, kUnit<T>, lanes, turn);
+    }
   for (; offset < n; offset += kStride) {
     const int left = n - offset - int(threadIdx.x) * kUnit<T>;
-    Values<Rule> values;
     load_unit<false>(launch, columns, now.faded, own + offset, left, next);
-    update_unit(launch, now, scale, next, values);
-    store_unit<false>(launch, columns, now.faded, own + offset, left, values);
-    lanes.add(values, turn, left);
-    turn = (turn + 1) % Lanes<Rule>::kTurns;
+    finish_unit<false>(launch, columns, now, scale, next, own + offset, left, lanes, turn);
   }
   if constexpr (Rule::kEmits)
     for (int k = 0; k < Rule::kSums; ++k)

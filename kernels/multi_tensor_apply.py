@@ -47,12 +47,13 @@ def apply_block(
     param_dtype: tl.constexpr, grad_dtype: tl.constexpr, exp_avg_dtype: tl.constexpr,
     SUMS: tl.constexpr, EMITS: tl.constexpr, READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr,
     MOVES_PARAM: tl.constexpr, READ_ONLY: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    WHOLE_GRAD: tl.constexpr,
 ):  # fmt: skip
     offsets = offset + tl.arange(0, BLOCK)
     mask = None if WHOLE else offsets < n
     g = None
     if READS_GRAD:
-        g = load(gradient, begin, offsets, mask, grad_dtype, opmath, WHOLE)
+        g = load(gradient, begin, offsets, mask, grad_dtype, opmath, WHOLE_GRAD)
     p = tl.zeros((BLOCK,), opmath)  # Triton 3.6 cannot return None, as update would
     if READS_PARAM:
         if master is not None:
@@ -146,8 +147,10 @@ def multi_tensor_apply(
             place = partial + tl.load(slot + tensor, there, other=0) + index
             own_segment = tl.load(segment + tensor, there, other=0)
         if here:
+            # whether there is a gradient beside other columns
+            GRAD_BESIDE: tl.constexpr = READS_GRAD and (READS_PARAM or STATES > 0)
             # these first: they are under way while the prologue waits
-            alignment = gradient if READS_GRAD else 0
+            alignment = 0 if GRAD_BESIDE else gradient
             param = None
             master = None
             if READS_PARAM or MOVES_PARAM:
@@ -173,23 +176,34 @@ def multi_tensor_apply(
             if EMITS:
                 for _ in tl.static_range(SUMS):
                     lanes += (tl.zeros((LANES,), tl.float64),)
-            # Full blocks of aligned memory first, without masks; then what is left. The same
-            # arithmetic for both (N10).
+            # Full blocks of aligned memory without masks, or those where only the gradient is not
+            # aligned; then what is left. The same arithmetic for all (N10).
             n = tl.minimum(left, size).to(tl.int32)
             whole = tl.where((alignment & 15) == 0, n - n % BLOCK, 0)
-            for offset in tl.range(0, whole, BLOCK, num_stages=STAGES):
+            ahead = whole
+            if GRAD_BESIDE:
+                ahead = tl.where((gradient & 15) == 0, whole, 0)
+            for offset in tl.range(0, ahead, BLOCK, num_stages=STAGES):
                 lanes = apply_block(
                     s, coefficient, scale, kept, gradient, param, master, states, lanes, begin,
                     offset, n, update, variant, FADING, opmath, param_dtype, grad_dtype,
                     exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM, MOVES_PARAM, READ_ONLY,
-                    BLOCK, True,
+                    BLOCK, True, True,
                 )  # fmt: skip
+            if GRAD_BESIDE:
+                for offset in range(0, whole - ahead, BLOCK):
+                    lanes = apply_block(
+                        s, coefficient, scale, kept, gradient, param, master, states, lanes, begin,
+                        offset, n, update, variant, FADING, opmath, param_dtype, grad_dtype,
+                        exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM, MOVES_PARAM, READ_ONLY,
+                        BLOCK, True, False,
+                    )  # fmt: skip
             for offset in range(whole, n, BLOCK):
                 lanes = apply_block(
                     s, coefficient, scale, kept, gradient, param, master, states, lanes, begin,
                     offset, n, update, variant, FADING, opmath, param_dtype, grad_dtype,
                     exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM, MOVES_PARAM, READ_ONLY,
-                    BLOCK, False,
+                    BLOCK, False, False,
                 )  # fmt: skip
             if EMITS:
                 for k in tl.static_range(SUMS):

@@ -125,6 +125,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "empty": [(0,), (5,), (0, 3), (130,), (0,)],
     "chunk": [(CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (2 * CHUNK + 1029,)],
     "misaligned": [(1,), (64,), (1024,), (2051,)],
+    "bucket": [(3,), (9001,), (2051,), (64,)],
     "strided": [(2, 3, 4, 5), (6, 4), (2, 3, 2, 2, 2), (1, 5, 1, 7)],
     "swarm": [(1 + i % 9,) for i in range(200)],
 }
@@ -140,6 +141,15 @@ def _layout(shape: tuple[int, ...], shapes: str, i: int) -> torch.Tensor:
             return torch.empty(shape).to(memory_format=formats[len(shape)])
         return torch.empty(shape[::-1]).permute(*range(len(shape))[::-1])
     return torch.empty(shape)
+
+
+def _gradient_layouts(layouts: list[torch.Tensor], shapes: str) -> list[torch.Tensor]:
+    """In a bucket, gradients are parts of one memory, as those of ``DistributedDataParallel`` with
+    ``gradient_as_bucket_view`` and of ``fully_shard`` are; else they lie as parameters do."""
+    if shapes != "bucket":
+        return layouts
+    sizes = [layout.numel() for layout in layouts]
+    return list(torch.empty(sum(sizes)).split(sizes))
 
 
 def _like(layout: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -180,9 +190,10 @@ class Scenario:
 
     def __post_init__(self):
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.layouts = [_layout(s, self.shapes, i) for i, s in enumerate(SHAPES[self.shapes])]
+        layouts = [_layout(s, self.shapes, i) for i, s in enumerate(SHAPES[self.shapes])]
+        self.gradient_layouts = _gradient_layouts(layouts, self.shapes)
         self.params = []
-        for layout in self.layouts:
+        for layout in layouts:
             values = torch.randn(layout.shape, generator=self.generator)
             p = _like(layout, values.to(self.device), self.mode.param)
             self.params.append(self.mode.parameter(p))
@@ -199,7 +210,7 @@ class Scenario:
         # A NaN in a norm reaches every parameter, and nothing could be compared after it.
         spreads = facts(self.case.cls.rule, 0).SUMS or "max_grad_norm" in dict(self.case.options)
         special = t == (STEPS - 1 if spreads else 2)
-        for i, (p, layout) in enumerate(zip(self.params, self.layouts, strict=True)):
+        for i, (p, layout) in enumerate(zip(self.params, self.gradient_layouts, strict=True)):
             g = gradient(p.shape, self.generator, special and i % 2 == 0).to(self.device)
             p.grad = None if t == 1 and i % 3 == 1 else _like(layout, g, self.mode.grad)
         if t == 3:

@@ -11,7 +11,7 @@ import torch
 from . import testing
 from .backends import BACKENDS, available_backends, why_unavailable
 
-SHAPE_SETS = ("ragged", "misaligned", "empty")
+SHAPE_SETS = ("ragged", "misaligned", "bucket", "empty")
 
 
 def device_of(backend: str) -> str:

@@ -43,3 +43,15 @@ def sass(cubin: Path) -> str:
     """The machine code of a cubin, one instruction a line."""
     command = [disassembler("cuobjdump"), "-sass", str(cubin)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def loops(machine_code: str) -> list[list[str]]:
+    """The instructions of each loop, from where a branch backwards leads to that branch."""
+    found = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", machine_code)
+    code = [(int(address, 16), instruction) for address, instruction in found]
+    result = []
+    for end, instruction in code:
+        branch = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
+        if branch and (begin := int(branch[1], 16)) < end:
+            result.append([inside for address, inside in code if begin <= address <= end])
+    return result

@@ -18,7 +18,7 @@ namespace {
 constexpr std::int64_t kNumel[] = {1, 5,  1024, 0, 1025, kChunk, kChunk + 1, 2 * kChunk + 777,
                                    3, 130};
 constexpr int kTensors = sizeof kNumel / sizeof *kNumel;
-constexpr int kWithoutGrad = 4, kMisaligned = 7;
+constexpr int kWithoutGrad = 4, kMisaligned = 7, kInBucket = 6;
 constexpr int kSteps = 3;
 
 struct Dtypes {
@@ -60,17 +60,19 @@ class Model {
     if (kernel.hypers > 0) source_[kRuleHyper] = address_of_value(&lr_) + 1;
 
     for (int i = 0; i < kTensors; ++i) {
+      const bool shifted = i == kMisaligned;
       row_[i] = i % 2;
       for (std::int64_t c = 0; c * kChunk < kNumel[i]; ++c) chunk_.push_back({i, std::int32_t(c)});
-      address_[kParam * kTensors + i] = column(dtypes.param, i, true);
-      if (dtypes.master) address_[kMaster * kTensors + i] = column(DType::f32, i, true);
+      address_[kParam * kTensors + i] = column(dtypes.param, i, true, shifted);
+      if (dtypes.master) address_[kMaster * kTensors + i] = column(DType::f32, i, true, shifted);
       address_[kStep * kTensors + i] = address_of_value(&step_[i]);
       for (int k = 0; k < kernel.states; ++k)
-        address_[(kState + k) * kTensors + i] = column(k == 0 ? dtypes.exp_avg : opmath, i, false);
+        address_[(kState + k) * kTensors + i] =
+            column(k == 0 ? dtypes.exp_avg : opmath, i, false, shifted);
       for (int j = 0; j < kernel.carried; ++j)
         address_[(kState + kernel.states + j) * kTensors + i] =
             address_of_value(&carried_[j * kTensors + i]);
-      grad_[i] = i == kWithoutGrad ? 0 : column(dtypes.grad, i, true);
+      if (i != kWithoutGrad) grad_[i] = column(dtypes.grad, i, true, shifted || i == kInBucket);
       // two segments, of the tensors before and from the middle on
       segment_.push_back(i < kTensors / 2 ? 0 : 1);
       slot_.push_back(segment_begin_[2]);
@@ -130,10 +132,10 @@ class Model {
   float found_inf = 0.0f;
 
  private:
-  // Memory of one tensor, for one of them beside 16-byte boundaries. Moments are not negative;
-  // those in a faded column are neither read nor written.
-  std::uint64_t column(DType dtype, int tensor, bool negative) {
-    const int size = size_of(dtype), shift = tensor == kMisaligned ? 1 : 0;
+  // Memory of one tensor; shifted: beside 16-byte boundaries. Moments are not negative; those in a
+  // faded column are neither read nor written.
+  std::uint64_t column(DType dtype, int tensor, bool negative, bool shifted) {
+    const int size = size_of(dtype), shift = shifted ? 1 : 0;
     auto& memory = memory_.emplace_back((kNumel[tensor] + shift) * size / 8 + 2, 0.0);
     char* first = reinterpret_cast<char*>(memory.data()) + shift * size;
     if (reinterpret_cast<std::uintptr_t>(memory.data()) % 16 != 0) std::abort();
