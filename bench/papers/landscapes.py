@@ -24,14 +24,14 @@ No noise, float64, default betas, momentum 0.9; Beale with 2.25, where the paper
 Assumed: starts drawn evenly from a square of half width 2 around the optimum (1 for Ackley);
 constant rates from 1e-6 to 0.1, as the paper's are unknown to us. "Reached" is the first step
 within 0.01 of the optimum, "settled" the step from on which a run stays there for at least a
-twentieth of all steps; medians over runs, of which one that does not counts as infinite, each at
-the rate where it is least."""
+twentieth of all steps; medians over runs, each at the rate where it is least; a run that does
+not get there counts as infinite."""
 WHY = """\
 Each at its best rate, AdaMomentum is among the first on the two bowls and in Beale's valley, and
 ahead of Adam and AdaBelief, but not by as much as a picture of one path suggests. At equal rates
-what decides is the first steps: RMSprop has no bias correction and begins with ten times its
-rate. At constant rate nobody who strides like that settles; and where the momentum passes
-through 0 AdaMomentum divides by little, which keeps it moving around the optimum of Ackley."""
+the first steps decide: RMSprop has no bias correction and begins with ten times its rate. At a
+constant rate no optimizer with steps that long settles; and where its momentum passes through 0,
+AdaMomentum divides by little, which keeps it moving around the optimum of Ackley."""
 SEEDS = 50
 SIZE = (10, 2.9)
 RATES = [1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]

@@ -32,40 +32,39 @@ lower."""
 SETTING = """\
 A BERT of 2 layers of width 64 on the documentation that comes with Python: 5,467 blocks of 32
 tokens, batches of 256 of them, which is 4.7 % of all, 300 steps. The rate rises linearly over
-the first 30 steps, or begins at its largest, and falls linearly to 0. Norms of gradients are
-clipped to 1. Weight decay 0.1, decoupled, on all weights but biases and those of LayerNorm;
-"Adam" is AdamW. LaProp's decay is not multiplied by its rate, so it is 0.1 times the rate of the
-step. AvaGrad is AvaGradW with eps 1e-4; its rates are about 2048 times Adam's, so its decay is
-0.1 / 2048. MADGRAD's average draws its weights back to a sum that does not decay, so that 0.1
-takes a few per cent off them at most. Else betas and eps are the classes' own. Rates are powers
-of two; sizes, grids and AvaGrad's eps were chosen by single runs, and the criteria after these,
+the first 30 steps, or begins at its largest, and falls linearly to 0. Gradients are clipped to a
+norm of 1. Weight decay 0.1, decoupled, on all weights but biases and those of LayerNorm; "Adam"
+is AdamW. LaProp's decay is not multiplied by its rate, so it is 0.1 times the rate of the step.
+AvaGrad is AvaGradW with eps 1e-4; its rates are about 2048 times Adam's, so its decay is 0.1 /
+2048. MADGRAD's average draws its weights back to a sum that does not decay, so that 0.1 takes a
+few per cent off them at most. Otherwise betas and eps are the classes' own. Rates are powers of
+two; sizes, grids and AvaGrad's eps were chosen by single runs, and the criteria after these,
 before the full run. The unigram line is the held-out loss of the words' frequencies; a rate
 diverges if the loss of any seed ends higher than 0.1 nats below that line, as it does for a
 model that has lost the context. "Largest" is the last rate before the first that diverges,
-upwards from the best. Losses are held-out ones after the last step, mean and range over
-seeds."""
+upwards from the best. Losses are held-out ones after the last step, mean and range over seeds."""
 WHY = """\
 Too large a rate does not blow up here: the model ends at the unigram line and ignores the
-context. With warm-up MAdam tolerates four times Adam's largest rate, as the paper has it, but by
-one seed: the other of Adam's two still learns at twice its largest. Without warm-up MAdam
-tolerates no more than Adam. Nor does it turn the larger rate into a lower loss: from 2^-8 to 2^-6
-its curve is nearly flat, and above Adam's least. Its second moment is larger and its steps
-shorter (11), so part of the fourfold is a change of scale. LaMAdam tolerates twice Adam's rate in
-both and also ends above it. LaProp, well below Adam with warm-up and a little below without,
-gains by a warm-up, while Adam's best is the same either way: the opposite of the claim. In the
-authors' own logs of RoBERTa with beta2 = 0.999 Adam trains without warm-up too, to a loss about
-0.1 above LaProp's. That LaProp tolerates 2^-6 with warm-up is by 0.02 of one seed. MADGRAD is
-lowest in both, at the largest rate that it tolerates. AdaMomentum lives at smaller rates: it
-divides by the momentum's second moment, and its first steps are ten times lr. LAMB is better
-without warm-up, and tolerates twice the rate there. All this is of two seeds, two layers and 300
-steps; the papers' models, batches and runs are many times larger, and a warm-up may do more for
-them."""
+context. With warm-up MAdam tolerates four times Adam's largest rate, as the paper says, but only
+because of one seed: with the other of the two, Adam still learns at twice its largest. Without
+warm-up MAdam tolerates no more than Adam. Nor does it turn the larger rate into a lower loss:
+from 2^-8 to 2^-6 its curve is nearly flat, and above Adam's least. Its second moment is larger
+and its steps shorter (11), so part of the fourfold is a change of scale. LaMAdam tolerates twice
+Adam's rate in both and also ends above it. LaProp, well below Adam with warm-up and a little
+below without, gains from a warm-up, while Adam's best is the same either way: the opposite of
+the claim. In the authors' own logs of RoBERTa with beta2 = 0.999 Adam trains without warm-up,
+too, to a loss about 0.1 above LaProp's. LaProp tolerates 2^-6 with warm-up only by 0.02, in one
+seed. MADGRAD is lowest in both, at the largest rate that it tolerates. AdaMomentum needs smaller
+rates: it divides by the momentum's second moment, and its first steps are ten times lr. LAMB is
+better without warm-up, and tolerates twice the rate there. All this rests on two seeds, two
+layers and 300 steps; the papers' models, batches and runs are many times larger, and a warm-up
+may do more for them."""
 LARGER = """\
-As above, on a GPU, but for: 4 layers of width 256, batches of 512 blocks, 200 steps, one seed, a
-fourth of the rates, and the documentation of another Python, 5,688 blocks. Products of matrices
-are of float32 rounded to TF32; the optimizers' backend is the GPU's. These runs say the same
-again: MADGRAD is lowest, at the largest rate that it tolerates, LaProp next; MAdam and LaMAdam
-end above Adam. With warm-up they and LaProp tolerate twice Adam's largest rate, not four times;
+As above, but on a GPU, with 4 layers of width 256, batches of 512 blocks, 200 steps, one seed,
+rates a fourth as large, and the documentation of another Python, 5,688 blocks. Matrix products
+round float32 to TF32; the optimizers use the GPU's backend. These runs say the same again:
+MADGRAD is lowest, at the largest rate that it tolerates, LaProp next; MAdam and LaMAdam end
+above Adam. With warm-up they and LaProp tolerate twice Adam's largest rate, not four times;
 without, MAdam alone does. A warm-up lowers the best loss of all but LAMB and AvaGrad, LaProp's
 by more than Adam's, which is the opposite of the claim. LAMB again tolerates twice the rate
 without warm-up, but barely."""

@@ -31,10 +31,10 @@ ImageNet, fastMRI, IWSLT and RoBERTa."""
 WHY = """\
 MADGRAD is as good as Adam on both problems, within the standard error, and within a factor of
 two of its best over the widest range of rates on the digits; it is first on neither. Weight
-decay of 1e-3 or less hardly matters to anyone in a run this short: MADGRAD and Adam are best
-without any, and the differences below 1e-2 are within their errors, so the paper's point on
-decay is not tested by this. That torch's own dense gradient of an embedding differs from its
-sparse one in the last bits, by the order of its sums, is kept out of the comparison of bits."""
+decay of 1e-3 or less hardly matters to any of them in a run this short: MADGRAD and Adam are
+best without any, and the differences below 1e-2 are within their errors, so the paper's point on
+decay is not tested by this. The comparison of bits leaves out that torch's own dense gradient of
+an embedding differs from its sparse one in the last bits, by the order of its sums."""
 SEEDS = 5
 SIZE = (10, 3.2)
 RATES = {

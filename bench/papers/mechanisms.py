@@ -15,17 +15,17 @@ NUMBER = 11
 TITLE = "Inner workings, watched on real gradients"
 PAPER = "MaxVA, section 3, figures 3 and 8; MADGRAD, sections 5.4 and 5.5.4"
 CLAIM = """\
-MaxVA: with R the squared deviation of a gradient by the variance, R <= 1 gives the upper end of
-the range of beta; no beta is below 1/(1 + w); at t = 2 it is 1/(2 - beta_1); w never falls;
-MAdam's average step differs from Adam's over training. MADGRAD: its averaging is momentum; with
-its weights and cube root, gradients of constant size make steps of constant size."""
+MaxVA: with R the squared deviation of a gradient divided by the variance, R <= 1 gives the upper
+end of the range of beta; no beta is below 1/(1 + w); at t = 2 it is 1/(2 - beta_1); w never
+falls; MAdam's average step differs from Adam's over training. MADGRAD: its averaging is
+momentum; with its weights and cube root, gradients of constant size make steps of constant size."""
 SETTING = """\
 A BERT of 2 layers of width 64 on the documentation that comes with Python, batches of 16 blocks
 of 32 tokens, rate 1e-3, beta1 = 0.9, Adam's beta2 = 0.999, MAdam's betas in [0.5, 0.999], beta_1
 = 0.9 and eps = 1e-8 in both. beta is taken from the stored states, as the quotient of beta_prod
 after and before a step, wherever it was at least 1e-3; an allowance of 1e-5 is made for its
-float32. The average step is the mean over all weights of their change by the rate; mean over
-seeds. The paper's figures say how steps differ; assumed: MAdam's are shorter, as its second
+float32. The average step is the mean over all weights of their change divided by the rate; mean
+over seeds. The paper's figures say how steps differ; assumed: MAdam's are shorter, as its second
 moment is larger. MADGRAD: float64, gradients of a noisy quadratic."""
 WHY = """\
 The statements on beta and w are consequences of equation 7, and the kernels keep them on every

@@ -31,7 +31,7 @@ On the authors' problem the statement holds, standard error included. There one 
 twenty times the other and both are noisy, so that what the second moment does after the first
 steps matters; on the other problems the same comparison gives a tenth to a sixth. At equal rates
 the difference is larger, as MAdam's second moment grows at once and fades slowly, which makes
-its steps shorter: part of what it gains, a smaller rate gives Adam too."""
+its steps shorter: part of what it gains, Adam gains by a smaller rate, too."""
 SEEDS = 100
 SIZE = (10, 3.4)
 RATES = [*(i / 1000 for i in range(1, 11)), *(i / 100 for i in range(2, 11)), 0.2]

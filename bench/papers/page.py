@@ -12,16 +12,16 @@ from .runner import Rows, kept
 HEAD = """\
 # The papers' own experiments
 
-What the papers show, run with this project's optimizers (`form="paper"`, backend `cpu`) at a size
-that two CPU cores can do. `make papers` runs it, and writes this page and its pictures from
-`bench/results/papers.json`; nobody edits them by hand. Each experiment is a file of
-[bench/papers](../bench/papers), which has every number of its setting.
+The experiments that the papers report, run with this project's optimizers (`form="paper"`, backend
+`cpu`) at a size that two CPU cores can handle. `make papers` runs them, and writes this page and
+its pictures from `bench/results/papers.json`; nobody edits them by hand. Each experiment is a file
+of [bench/papers](../bench/papers), which has every number of its setting.
 
-A claim is decided by the criterion that it names. All hold: *holds*; some: *holds partly*; none:
-*does not hold here*. Where a paper leaves a setting open, it says what was assumed.
-The papers seldom give thresholds: those here are ours, and the measures and claims of 2, 3, 5, 7
-and 10 were settled after a first look at results. The numbers beside them count for more than the
-words.
+Each claim is decided by the criterion in its text. The verdict is *holds* if all claims hold,
+*holds partly* if some do, and *does not hold here* if none does. Each setting says what was assumed
+where the paper leaves it open. The papers seldom give thresholds: those here are ours, and the
+measures and claims of 2, 3, 5, 7 and 10 were settled after a first look at results. The numbers
+beside them count for more than the words.
 """
 
 

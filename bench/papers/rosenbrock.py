@@ -19,16 +19,16 @@ With beta1 = 0.9, Adam needs a large beta2 (nu in the paper) where there is nois
 becomes slow; LaProp converges for every nu. At noise 0.12 and more only LaProp converges."""
 SETTING = """\
 (1 - x + e1)^2 + 100 (y - x^2 + e2)^2 from (0, 0), e1 and e2 drawn anew in each step, float64.
-Assumed: uniform in [-noise, noise]; a run has converged from the step on from which it stays
-within 0.1 of (1, 1), for a twentieth of all steps or more; constant learning rates, three of
-them. Numbers are the steps to converge, the median over runs in which one that does not counts
-as infinite; a dash where that is half of them."""
+Assumed: uniform in [-noise, noise]; a run has converged at the step from which it stays within
+0.1 of (1, 1), if for a twentieth of all steps or more; constant learning rates, three of them.
+Numbers are the steps to converge, the median over runs; a run that does not converge counts as
+infinite, and a dash is where half of them do not."""
 WHY = """\
-LaProp keeps its promise that beta1 and nu may be chosen freely. In noise, small nu is even its
-best: each quotient is then near the sign of a gradient, so a large one counts no more than
-others. Adam with small nu divides the momentum of large gradients by the second moment of a
-small one, and jumps. With smaller rates and more steps Adam and AMSGrad may arrive at 0.12 too:
-that nobody else does is within this budget of steps and these rates."""
+LaProp keeps its promise that beta1 and nu may be chosen freely. With noise, a small nu is even
+best for it: each quotient is then near the sign of a gradient, so a large one counts no more
+than others. Adam with small nu divides the momentum of large gradients by the second moment of a
+small one, and jumps. With smaller rates and more steps Adam and AMSGrad may arrive at 0.12, too:
+that no other optimizer does is true only of this budget of steps and these rates."""
 SEEDS = 20
 SIZE = (10, 3.4)
 RATES = [0.003, 0.01, 0.03]

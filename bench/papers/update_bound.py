@@ -23,8 +23,8 @@ SETTING = """\
 64-64-10 with ReLU on scikit-learn's digits, float32, batches of 64, constant rate 1e-2, no
 decay. Assumed: the digits in place of MNIST, width, rate, eps = 1e-15 for LaProp (inside the
 root) and 1e-8 for Adam. "Longest step" is the largest change of any weight in any step and run,
-by lr, after an allowance of one rounding of the weight; losses are the training set's at the
-end, the median over runs and the worst."""
+divided by lr, after an allowance of one rounding of the weight; losses are the training set's at
+the end, the median over runs and the worst."""
 WHY = """\
 The bound is a theorem: each gradient is divided by a second moment that holds it with weight 1 -
 nu. Adam's momentum of a large gradient outlives, at nu < 0.81, the second moment it is divided
