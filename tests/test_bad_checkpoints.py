@@ -36,7 +36,7 @@ def all_of_them(value):
 SPOILED = {
     "cut": (lambda v: v[1:], columns, r"a tensor of shape \(3, 5\); the parameter's shape is"),
     "turned": (lambda v: v.t(), columns, r"a tensor of shape \(5, 4\); .* shape is \(4, 5\)"),
-    "two": (lambda v: torch.stack([v, v]), numbers, r"of shape \(2,\); .* and this is one number"),
+    "two": (lambda v: torch.stack([v, v]), numbers, r"of shape \(2,\); it must hold one number"),
     "int64": (lambda v: v.long(), columns, "a torch.int64 tensor of layout"),
     "complex": (lambda v: v.to(torch.complex64), all_of_them, "a torch.complex64 tensor"),
     "bool": (lambda v: v.bool(), all_of_them, "a torch.bool tensor"),
@@ -103,7 +103,7 @@ def test_a_spoiled_state_is_refused(cls, what):
         bad = {**saved, "state": {0: first, 1: {**last, name: change(value)}}}
         with pytest.raises(ValueError, match=message) as told:
             optimizer.load_state_dict(bad)
-        assert f"{cls.__name__}, group 0, parameter 1 has as state {name} " in str(told.value)
+        assert f"{cls.__name__}, group 0, parameter 1: its state {name} is " in str(told.value)
         assert_same(stored(optimizer, params), want)
 
 
@@ -145,7 +145,7 @@ def test_what_another_algorithm_saved_is_refused(cls):
             continue
         theirs = other(params, lr=0.5)
         train(theirs, params, 1)
-        with pytest.raises(ValueError, match=f"'{other.rule}' wrote what is loaded"):
+        with pytest.raises(ValueError, match=f"'{other.rule}' wrote the checkpoint"):
             optimizer.load_state_dict(theirs.state_dict())
         assert optimizer.param_groups[0]["lr"] != 0.5
         assert before == [dict(optimizer.state[p]) for p in params]
@@ -179,7 +179,7 @@ def test_what_others_saved_is_taken_with_a_warning_where_it_may_mean_something_e
                 warnings.simplefilter("error")
                 optimizer.load_state_dict(state)
         else:
-            with pytest.warns(UserWarning, match="another kind of optimizer wrote what was loaded"):
+            with pytest.warns(UserWarning, match="another kind of optimizer wrote the checkpoint"):
                 optimizer.load_state_dict(state)
 
 
@@ -217,7 +217,7 @@ def test_a_count_that_counts_nothing_is_refused(count):
     train(optimizer, params, 1)
     saved = optimizer.state_dict()
     saved["state"][0]["step"] = torch.tensor(count)
-    told = "has as state step .*, which is not a number of steps"
+    told = "its state step is .*, which is not a number of steps"
     with pytest.raises(ValueError, match=told):
         optimizer.load_state_dict(saved)
     optimizer.state[params[0]]["step"] = torch.tensor(count)  # by hand
@@ -233,7 +233,7 @@ def test_a_state_that_is_no_dict_is_refused():
     train(optimizer, params, 1)
     saved = optimizer.state_dict()
     saved["state"][1] = [torch.zeros(6)]
-    with pytest.raises(ValueError, match="parameter 1 has as state .*, a list; a state is a dict"):
+    with pytest.raises(ValueError, match="parameter 1: its state is .*, a list; a state is a dict"):
         optimizer.load_state_dict(saved)
 
 
@@ -276,7 +276,7 @@ def test_a_state_that_lost_its_memory_is_refused(name):
     optimizer = fusedstep.LaProp(params)
     train(optimizer, params, 2)
     optimizer.state[params[0]][name].untyped_storage().resize_(0)
-    message = f"parameter 0 has as state {name} .* without memory"
+    message = f"parameter 0: its state {name} is .* without memory"
     with nothing_moves(params), pytest.raises(ValueError, match=message):
         optimizer.step()
 
@@ -287,6 +287,6 @@ def test_a_state_of_another_model_is_refused():
     train(a, params, 1)
     with pytest.raises(
         ValueError,
-        match=r"exp_avg a tensor of shape \(4, 5\).*shape is \(5, 4\). Load the state of",
+        match=r"exp_avg is a tensor of shape \(4, 5\).*shape is \(5, 4\). Load the state of",
     ):
         b.load_state_dict(a.state_dict())

@@ -208,7 +208,7 @@ def test_parameters_that_have_names_are_told_by_them():
     optimizer.step()
     saved = optimizer.state_dict()
     saved["state"][1]["grad_var"] = torch.ones(3)
-    with pytest.raises(ValueError, match=r"group 0, parameter 1 \(bias\) has as state grad_var"):
+    with pytest.raises(ValueError, match=r"group 0, parameter 1 \(bias\): its state grad_var is"):
         optimizer.load_state_dict(saved)
     layer.weight.grad = torch.ones(2, 3).to_sparse()
     with pytest.raises(ValueError, match=r"group 0, parameter 0 \(weight\) has a gradient of"):
@@ -232,7 +232,7 @@ def test_a_gradient_without_memory_is_refused():
     train(optimizer, params, 2)
     give_gradients(params)
     params[1].grad.untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match="parameter 1 has as gradient a Tensor on cpu without"):
+    with pytest.raises(ValueError, match="parameter 1: its gradient is a Tensor on cpu without"):
         optimizer.step()
     params[1].grad = torch._efficientzerotensor(params[1].shape)
     with pytest.raises(ValueError, match="without memory of its own"):

@@ -85,7 +85,7 @@ def test_a_resized_parameter_is_planned_anew():
     optimizer.step()
     p.data = p.data[:10]
     p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match="state exp_avg a tensor of shape"):
+    with pytest.raises(ValueError, match="state exp_avg is a tensor of shape"):
         optimizer.step()
 
 

@@ -89,7 +89,7 @@ class AvaGrad(FusedOptimizer):
         forms = {group["form"] for group in groups}
         if len(forms) > 1:
             raise ValueError(
-                f"{type(self).__name__}: groups have different forms; the paper's mean goes over "
+                f"{type(self).__name__}: groups have different forms, but the paper's mean covers "
                 f"all of them. Use one form, or an optimizer for each."
             )
         for g, group in enumerate(groups):

@@ -72,8 +72,8 @@ def decay_of_its_own(where: str, group: dict, decoupled: bool, twin: str) -> Non
     """Require the weight decay of a class, which has a twin with the other one."""
     if (said := group["decoupled_weight_decay"]) != decoupled:
         raise ValueError(
-            f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. Where the group "
-            f"or checkpoint is {twin}'s, use {twin}; else set it to {decoupled}."
+            f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. If the group "
+            f"or checkpoint is {twin}'s, use {twin}; otherwise set it to {decoupled}."
         )
 
 

@@ -72,16 +72,16 @@ def check(optimizer: FusedOptimizer) -> None:
         for p in stepping:
             if not on_gpu(p):
                 raise RuntimeError(
-                    f"{where} has a parameter on {p.device}: a CUDA graph records work of a GPU "
-                    f"only, and no replay would update it. Step such parameters outside of it."
+                    f"{where} has a parameter on {p.device}: a CUDA graph records only work of a "
+                    f"GPU, and no replay would update it. Step such parameters outside the graph."
                 )
         for name, value in live_numbers(group, optimizer.defaults).items():
             if not on_gpu(value):
                 raise RuntimeError(
                     f"{where}: {name} is {value!r}: a CUDA graph would keep this value in all of "
                     f"its replays. Make it a 0-d tensor on the GPU before the capture, for example "
-                    f"by building the optimizer with capturable=True. (Schedulers put numbers in "
-                    f"the place of betas and momentum: pass them cycle_momentum=False.)"
+                    f"by building the optimizer with capturable=True. (Schedulers that cycle "
+                    f"betas or momentum put numbers there: pass them cycle_momentum=False.)"
                 )
             for p in stepping:
                 if p.device != value.device:
@@ -125,7 +125,6 @@ def warn_of_replays(optimizer: FusedOptimizer) -> None:
     optimizer._in_graph = False
     warnings.warn(
         f"{type(optimizer).__name__}: this step has other parameters, states or options than the "
-        f"one that was captured. Capture again: replays of a CUDA graph from before are not its "
-        f"steps any more.",
+        f"one that was captured, which replays of the CUDA graph still take. Capture again.",
         stacklevel=6,  # who called step, through its wrappers
     )

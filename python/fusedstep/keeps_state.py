@@ -60,9 +60,9 @@ class KeepsState(torch.optim.Optimizer):
         pairs = ((shards.local(p), shards.local(self.state[p][MASTER])) for p in moving)
         if not all(torch.equal(p, master.to(p.dtype)) for p, master in pairs):
             warnings.warn(
-                f"{type(self).__name__}: 16-bit parameters were written into since the last step. "
-                f"Their float32 masters were not, and the step goes on from those: it overwrites "
-                f"what was written. After an edit, call `optimizer.resync_master()`.",
+                f"{type(self).__name__}: 16-bit parameters were edited since the last step, but "
+                f"their float32 masters were not. The step continues from the masters and "
+                f"overwrites the edit. After an edit, call `optimizer.resync_master()`.",
                 stacklevel=6,  # who called step, through its wrappers
             )
 
@@ -130,15 +130,15 @@ class KeepsState(torch.optim.Optimizer):
         held = ", ".join(map(str, names))
         if held and not any("step" in state for state in states.values()):
             yield (
-                f"the loaded states hold {held}, and nothing that it keeps: its moments and counts "
-                f"begin anew, with the rates of the loaded groups. Unless it was saved before a "
-                f"first step, load what an optimizer of this class saved."
+                f"the loaded states hold {held}, and nothing that this class keeps: moments and "
+                f"counts begin anew, with the rates of the loaded groups. Unless the checkpoint "
+                f"was saved before a first step, load one that this class saved."
             )
         elif groups and not ours and not torchs:
             yield (
-                "another kind of optimizer wrote what was loaded: its rates, and states of the "
-                "same names, are taken and may mean something else here. Load what an optimizer of "
-                "this class saved, or the model's weights alone."
+                "another kind of optimizer wrote the checkpoint: its rates, and states of the same "
+                "names, are taken and may mean something else here. Load a checkpoint that this "
+                "class saved, or the model's weights alone."
             )
 
     def _choices(self) -> dict[str, Any]:
@@ -157,8 +157,8 @@ class KeepsState(torch.optim.Optimizer):
         for i, group in enumerate(state["param_groups"]):
             if loading is not None and group.get("algorithm", self.rule) != self.rule:
                 raise ValueError(
-                    f"{self.where(i)}: {group['algorithm']!r} wrote what is loaded, whose states "
-                    f"mean something else in {self.rule!r}. Load what an optimizer of this class "
+                    f"{self.where(i)}: {group['algorithm']!r} wrote the checkpoint, whose states "
+                    f"mean something else in {self.rule!r}. Load a checkpoint that this class "
                     f"saved, or the model's weights alone."
                 )
             for name, value in self.defaults.items():

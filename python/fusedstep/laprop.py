@@ -96,8 +96,8 @@ class LaProp(FusedOptimizer):
             return
         warnings.warn(
             f"{where}: weight_decay is {decay:g}, and LaProp does not multiply it by lr: each step "
-            f"takes {decay:.2%} off the weights. AdamW's with this number would be "
-            f"lr * weight_decay, {lr * decay:g}.",
+            f"takes {decay:.2%} off the weights. To decay as AdamW does with this number, "
+            f"pass lr * weight_decay, {lr * decay:g}.",
             stacklevel=3,
         )
 

@@ -80,7 +80,7 @@ def check_choices(where: str, group: dict[str, Any], choices: dict[str, Any]) ->
         if group.get(name, value) != value:
             raise ValueError(
                 f"{where}: {name} is {group[name]!r}, and it is an option of the whole optimizer, "
-                f"which has {value!r}. Take it out of the group, and pass it beside the groups."
+                f"which has {value!r}. Take it out of the group and pass it to the constructor."
             )
 
 

@@ -46,7 +46,7 @@ def check(
         raise ValueError(
             f"{where} has a state with {', '.join(held)} and without {', '.join(lacking)}: it is "
             f"another algorithm's, or has lost a part. Load the state of the same class and "
-            f"options, or begin anew: without that checkpoint, or by `optimizer.state.pop(p)`."
+            f"options, or start anew: without that checkpoint, or with `optimizer.state.pop(p)`."
         )
     return unfit
 
@@ -98,7 +98,7 @@ def adopt(
     """
     if not isinstance(loaded, dict):
         raise ValueError(
-            f"{where} has as state {loaded!r}, a {type(loaded).__name__}; a state is a dict of "
+            f"{where}: its state is {loaded!r}, a {type(loaded).__name__}; a state is a dict of "
             f"tensors by name. Load what `state_dict()` returned."
         )
     unfit = check(where, loaded, p, layout)  # their values, too

@@ -11,11 +11,11 @@ PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 COUNT_DTYPES = (torch.int64, torch.int32)
 
 
-def _has_memory(where: str, what: str, t: torch.Tensor) -> None:
+def _has_memory(what: str, t: torch.Tensor) -> None:
     """Require a tensor with memory of its own."""
     if not memory.is_sparse(t) and memory.is_missing(t):
         raise ValueError(
-            f"{where} {what} a {type(t).__name__} on {t.device} without memory of its own, which "
+            f"{what} is a {type(t).__name__} on {t.device} without memory of its own, which "
             f"kernels cannot read. Pass a plain tensor with storage."
         )
 
@@ -25,18 +25,18 @@ def tensors(where: str, params: list) -> None:
     for k, p in enumerate(params):
         if not isinstance(p, torch.Tensor):
             raise TypeError(
-                f"{where}, parameter {k} is {p!r}, a {type(p).__name__}; an optimizer steps "
+                f"{where}, parameter {k} is {p!r}, a {type(p).__name__}; an optimizer updates "
                 f'tensors. Take it out of the group\'s "params".'
             )
 
 
 def parameter(where: str, p: torch.Tensor) -> None:
     """Require a parameter that kernels can update in place."""
-    _has_memory(where, "is", p)
+    _has_memory(where, p)
     if shards.is_dtensor(p) and any(placement.is_partial() for placement in p.placements):
         raise ValueError(
             f"{where} is a DTensor with placements {p.placements}: each process holds a summand of "
-            f"all elements. Pass one that is sharded or replicated (`p.redistribute(...)`)."
+            f"every element. Pass one that is sharded or replicated (`p.redistribute(...)`)."
         )
     p = shards.local(p)
     if p.layout is not torch.strided:
@@ -71,7 +71,7 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"{why_not_sparse or 'of the sparse layouts only torch.sparse_coo is supported'}. "
             f"Build the layer with sparse=False or densify the gradient (`p.grad.to_dense()`)."
         )
-    _has_memory(where, "has as gradient", g)
+    _has_memory(f"{where}: its gradient", g)
     allowed = {p.dtype} | ({torch.float32} if p.dtype.itemsize == 2 else set())
     if g.dtype not in allowed:
         raise ValueError(
@@ -83,11 +83,12 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"{where} has shape {tuple(p.shape)} on {p.device} and a gradient of shape "
             f"{tuple(g.shape)} on {g.device}. Recompute it (`optimizer.zero_grad()`, backward)."
         )
-    _distributed_like(where, "has as gradient", g, p, "Compute it from the parameter.")
+    _distributed_like(where, "gradient", g, p, "Compute it from the parameter.")
     if shards.alike(g, p) and shards.local(g).shape != shards.local(p).shape:
         raise ValueError(
-            f"{where} is a DTensor of which this process holds {tuple(shards.local(p).shape)}, and "
-            f"{tuple(shards.local(g).shape)} of its gradient. Cut both alike."
+            f"{where} is a DTensor of which this process holds a part of shape "
+            f"{tuple(shards.local(p).shape)}, but {tuple(shards.local(g).shape)} of its gradient. "
+            f"Shard both alike."
         )
 
 
@@ -96,46 +97,44 @@ def _distributed_like(where: str, what: str, t: torch.Tensor, p: torch.Tensor, r
     on, mesh = shards.mesh_of(t), shards.mesh_of(p)
     if on != mesh:
         raise ValueError(
-            f"{where} is {'no DTensor' if mesh is None else f'a DTensor on {mesh}'} and {what} "
-            f"{'a tensor that is none' if on is None else f'a DTensor on {on}'}. {remedy}"
+            f"{where} is {'not a DTensor' if mesh is None else f'a DTensor on {mesh}'}, but its "
+            f"{what} is {'a plain tensor' if on is None else f'a DTensor on {on}'}. {remedy}"
         )
 
 
 def state(where: str, name: str, value, p: torch.Tensor, scalar: bool) -> None:
     """Require an entry of the state that kernels can take, or that can be copied into one."""
-    what = f"has as state {name}"
+    what = f"{where}: its state {name}"
     remedy = "Load the state of the same model, or clear it (`optimizer.state.pop(p)`)."
     if scalar and isinstance(value, Real):
         return
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{where} {what} {value!r}, which is not a tensor. {remedy}")
-    _has_memory(where, what, value)
+        raise ValueError(f"{what} is {value!r}, which is not a tensor. {remedy}")
+    _has_memory(what, value)
     if scalar and shards.is_dtensor(value):
         raise ValueError(
-            f"{where} {what} a DTensor, where each process keeps a number of its own. Pass a 0-d "
+            f"{what} is a DTensor, but each process keeps this number for itself. Pass a 0-d "
             f"tensor (`t.full_tensor()`)."
         )
     if not scalar:
         how = "Distribute it as the parameter is (torch.distributed.checkpoint loads so)."
-        _distributed_like(where, what, value, p, how)
+        _distributed_like(where, f"state {name}", value, p, how)
     real = value.dtype in PARAM_DTYPES or (scalar and value.dtype in COUNT_DTYPES)
     if memory.is_sparse(value) or not real:
         raise ValueError(
-            f"{where} {what} a {value.dtype} tensor of layout {value.layout}; kernels take dense "
+            f"{what} is a {value.dtype} tensor of layout {value.layout}; kernels take dense "
             f"tensors of real numbers. {remedy}"
         )
     if value.numel() != 1 if scalar else value.shape != p.shape:
-        raise ValueError(
-            f"{where} {what} a tensor of shape {tuple(value.shape)}; the parameter's shape is "
-            f"{tuple(p.shape)}{', and this is one number' if scalar else ''}. {remedy}"
-        )
+        need = "it must hold one number" if scalar else f"the parameter's shape is {tuple(p.shape)}"
+        raise ValueError(f"{what} is a tensor of shape {tuple(value.shape)}; {need}. {remedy}")
 
 
 def state_value(where: str, name: str, value: float, whole: bool) -> None:
     """Require a loaded number to be finite, and a ``whole`` one to be a count of steps."""
     if not math.isfinite(value) or (whole and not (0 <= value < 2**53 and value == int(value))):
         raise ValueError(
-            f"{where} has as state {name} {value:g}, which is not a "
+            f"{where}: its state {name} is {value:g}, which is not a "
             f"{'number of steps' if whole else 'finite number'}. Load an intact checkpoint."
         )
 
@@ -168,7 +167,7 @@ def cut_alike(what: str, segments: list[int], axes: list[tuple]) -> None:
         k = first.setdefault(segment, i)
         if along != axes[k]:
             raise NotImplementedError(
-                f"{what} sums over parameters {k} and {i} (counted through all groups) together, "
+                f"{what} sums over parameters {k} and {i} (counted through all groups), "
                 f"which are distributed over processes in different ways; that is not supported. "
                 f"Distribute them alike, or use an optimizer for each."
             )
@@ -192,8 +191,9 @@ def not_flattened(what: str, entries: list[tuple[str, torch.Tensor]]) -> None:
         if shards.is_flattened(p) and shards.processes() > 1:
             raise NotImplementedError(
                 f"{where} is FullyShardedDataParallel's, which cuts parameters without DTensors: "
-                f"{what} would take the norm of this process's part. (Those of NO_SHARD are not "
-                f"told apart.) Shard the model with `torch.distributed.fsdp.fully_shard`; or use a "
-                f"class that sums nothing, leave out max_grad_norm and skip_nonfinite, and clip "
-                f"with the model's `clip_grad_norm_`."
+                f"{what} would take the norm of this process's part. (NO_SHARD's look the same "
+                f"and are refused, too.) Shard the model with "
+                f"`torch.distributed.fsdp.fully_shard`; or use a class that takes no norm, leave "
+                f"out max_grad_norm and skip_nonfinite, and clip with the model's "
+                f"`clip_grad_norm_`."
             )
