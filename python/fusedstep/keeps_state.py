@@ -45,8 +45,8 @@ class KeepsState(torch.optim.Optimizer):
 
     @torch.no_grad()
     def resync_master(self) -> None:
-        """Copy parameters into their float32 masters, after an edit of the parameters from outside
-        (``model.load_state_dict``); without it the next step would undo the edit."""
+        """Copy parameters into their float32 masters. Call it after editing the parameters
+        (``model.load_state_dict``); otherwise the next step undoes the edit."""
         for p, state in self.state.items():
             if isinstance(p, torch.Tensor) and MASTER in state and _has_memory_of(p, state[MASTER]):
                 state[MASTER].copy_(p)
@@ -78,22 +78,22 @@ class KeepsState(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
 
-        States written by ``torch.optim`` classes of the same algorithm load too. Group entries that
-        are not there get their defaults; masters and ``max_exp_avg_sq`` begin anew.
+        States written by ``torch.optim`` classes of the same algorithm load, too. Missing group
+        entries get their defaults; missing masters and ``max_exp_avg_sq`` start anew.
 
         Args:
-            state_dict: what ``state_dict()`` returned, of an optimizer with as many parameters in
-                as many groups. It stays as it is.
+            state_dict: the ``state_dict()`` of an optimizer with as many parameters in as many
+                groups. It is not changed.
 
         Raises:
-            ValueError, TypeError: another algorithm of fusedstep's wrote it, a state lacks a part
-                or does not fit its parameter, a count is none, or a hyper-parameter is out of
-                range. Nothing has changed.
+            ValueError, TypeError: another of fusedstep's algorithms wrote it, a state is incomplete
+                or does not fit its parameter, a count is not a number of steps, or a
+                hyper-parameter is out of range. Nothing has changed.
 
         Warns:
-            UserWarning: no state has anything that this class keeps: all begin anew; or neither
-                fusedstep nor torch's class of the same name wrote them, as far as can be seen; or
-                masters of 16-bit parameters are left out, because ``master_weights`` is False.
+            UserWarning: no state has anything that this class keeps, so all start anew; neither
+                fusedstep nor torch's class of the same name seems to have written them; or masters
+                of 16-bit parameters are left out, because ``master_weights`` is False.
         """
 
         given = state_dict

@@ -41,9 +41,9 @@ class MADGRAD(FusedOptimizer):
             capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`. ``state_dtype`` has no
             effect: there is no ``exp_avg``.
 
-    Sparse gradients (``torch.sparse_coo``, rows of an embedding) are served with momentum 0,
-    weight_decay 0 and no norm to take: touched rows alone are read and written. Each such step
-    is planned anew.
+    Sparse gradients (``torch.sparse_coo``, rows of an embedding) need momentum 0, weight_decay 0
+    and neither ``max_grad_norm`` nor ``skip_nonfinite``: only touched rows are read and written.
+    Each such step is planned anew.
 
     State: ``step`` int64 (k + 1 after a step); ``grad_sum_sq`` (nu), ``grad_sum`` (s) and, unless
     momentum is 0, ``x0``, in float32 (float64 for float64). 32 bytes per float32 parameter and

@@ -23,8 +23,8 @@ class FusedOptimizer(KeepsState):
     """Base of all optimizers. A subclass names its columns and checks its hyper-parameters.
 
     Args:
-        params: parameters or parameter groups. float32, float64, bfloat16 or float16, dense. Of a
-            ``DTensor``, each process steps the part that it holds. Given ``named_parameters()``,
+        params: parameters or parameter groups: dense float32, float64, bfloat16 or float16. Each
+            process updates the part of a ``DTensor`` that it holds. Given ``named_parameters()``,
             errors use the names.
         defaults: the subclass's hyper-parameters.
         maximize: ascend instead of descend. Default: False.
@@ -38,17 +38,17 @@ class FusedOptimizer(KeepsState):
             Default: False. No effect on other parameters.
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16, except that of float64
             parameters. None (default): float32, or float64 for float64 parameters.
-        skip_nonfinite: take no step where the norm of all gradients is infinite or NaN (its square
-            may overflow in float64): nothing changes, as where a ``GradScaler`` skips, and the host
+        skip_nonfinite: skip a step if the norm of all gradients is infinite or NaN (its square may
+            overflow in float64): nothing changes, as when a ``GradScaler`` skips, and the host
             does not wait. Reads gradients twice, as ``max_grad_norm`` does. Default: False.
-        capturable: make 0-d float64 tensors on the parameters' device of ``lr``, ``weight_decay``,
-            ``eps``, ``max_grad_norm``, betas and a ``momentum`` above 0, so that replays of a CUDA
-            graph follow them; other options stay as captured. Default: False. Changes no result.
+        capturable: keep ``lr``, ``weight_decay``, ``eps``, ``max_grad_norm``, betas and a
+            ``momentum`` above 0 in 0-d float64 tensors on the parameters' device, which replays of
+            a CUDA graph follow; other options stay as captured. Default: False. Changes no result.
 
     Hyper-parameters may be floats or 0-d float32 or float64 tensors. A tensor's value is not
     checked, because reading it would make the host wait for the device. ``backend``,
-    ``master_weights``, ``state_dtype`` and ``skip_nonfinite`` may be assigned between steps;
-    ``capturable``, too, for groups that are added or loaded later.
+    ``master_weights``, ``state_dtype`` and ``skip_nonfinite`` may be assigned between steps; so
+    may ``capturable``, for groups that are added or loaded later.
 
     Raises:
         TypeError, ValueError: an unknown argument, a value outside its range, or no parameters.
@@ -161,8 +161,8 @@ class FusedOptimizer(KeepsState):
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
     @with_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters that have a gradient; a step happens whole or not at all, unless
-        an interrupt, a failure of Triton's compiler or one of communication ends it between passes.
+        """Update all parameters that have a gradient. A step happens whole or not at all, unless an
+        interrupt, or a failure of Triton's compiler or of communication, ends it between passes.
 
         Args:
             closure: reevaluates the model and returns the loss; optional.
@@ -175,7 +175,7 @@ class FusedOptimizer(KeepsState):
                 hyper-parameter that kernels cannot serve. Raised before anything is written.
 
         Warns:
-            UserWarning: it overwrites what others wrote into parameters that have masters.
+            UserWarning: it undoes an edit of parameters with masters, or outdates a CUDA graph.
         """
         if capturing := graphs.capturing():
             graphs.check(self)
@@ -277,15 +277,15 @@ class FusedOptimizer(KeepsState):
 
     @property
     def last_grad_norm(self) -> torch.Tensor | None:
-        """The norm of all gradients before clipping, 0-d float64 on the parameters' device, of the
-        last step that had a gradient and ``max_grad_norm`` or ``skip_nonfinite``, skipped or not;
-        to log (reading it waits for the step). None before such a step."""
+        """The norm of all gradients before clipping, 0-d float64 on the parameters' device, for
+        logging: reading its value waits for the step. It is of the last step, skipped or not, with
+        a gradient and ``max_grad_norm`` or ``skip_nonfinite``; None before such a step."""
         return None if self._norm_sq is None else self._norm_sq[0].sqrt()
 
     # State
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; the group is refused whole where a hyper-parameter is out of range."""
+        """As torch's; if a hyper-parameter is out of range, the whole group is refused."""
         super().add_param_group(param_group)
         options.make_plain(self.param_groups[-1], self.defaults)
         self._plan = None
