@@ -106,7 +106,7 @@ class MADGRAD(FusedOptimizer):
     def check_state(self, where, group, state):
         if "grad_sum" in state and ("x0" in state) == bool(self.variant(group)):
             raise ValueError(
-                f"{where}: momentum is {group['momentum']!r}, but the parameter's state is "
-                f"from steps {'with' if self.variant(group) else 'without'} momentum, which keep "
-                f"other states. Build a new optimizer."
+                f"{where}: momentum is {group['momentum']!r}, but the parameter has stepped "
+                f"{'with' if self.variant(group) else 'without'} momentum, which keeps another "
+                f"state. Build a new optimizer."
             )
