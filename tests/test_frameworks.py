@@ -1,16 +1,22 @@
 """PyTorch Lightning and Accelerate train to the same bits as a loop written by hand."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import fusedstep
 import lightning
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+import torch.distributed as dist
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, ParallelismConfig
+from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from lightning.pytorch.plugins import MixedPrecision
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 
+from tests.distributed import gathered, spawn
 from tests.training import assert_same, every_class, network
 
 BATCHES = list(torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0)))
@@ -122,11 +128,16 @@ def test_lightning_with_a_scaler_clips_in_the_step():
         by_lightning(fusedstep.LaProp, options, plugins=[precision()], gradient_clip_val=0.1)
 
 
+def forget_accelerators():
+    """What Accelerate keeps between accelerators, a Trainer's too."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @every_class
 def test_accelerate_accumulates_gradients(cls):
     options = {"lr": 0.05, "max_grad_norm": 0.1}
-    AcceleratorState._reset_state(reset_partial_state=True)  # of a Trainer that ran before
-    GradientState._reset_state()
+    forget_accelerators()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     net = network()
     net, optimizer = accelerator.prepare(net, cls(net.parameters(), **options))
@@ -136,6 +147,66 @@ def test_accelerate_accumulates_gradients(cls):
             optimizer.step()
             optimizer.zero_grad()
     assert_same(net.state_dict(), by_hand(cls, options, every=2))
+
+
+SHARDED = [
+    (fusedstep.MAdam, "SHARDED_STATE_DICT"),
+    (fusedstep.MAdam, "FULL_STATE_DICT"),
+    (fusedstep.AvaGrad, "FULL_STATE_DICT"),
+    (fusedstep.LaProp, "SHARDED_STATE_DICT"),
+    (fusedstep.LAMB, "SHARDED_STATE_DICT"),
+    (fusedstep.MADGRAD, "SHARDED_STATE_DICT"),
+]
+
+
+def sharded_by_accelerate(cls, folder, state_dict_type, resume):
+    """Train with FSDP2, from the start or from the checkpoint in the middle; return all stored."""
+    forget_accelerators()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=state_dict_type)
+    mesh = ParallelismConfig(dp_shard_size=2)  # of the accelerator's device; alone, FSDP takes GPUs
+    accelerator = Accelerator(
+        fsdp_plugin=plugin, parallelism_config=mesh, gradient_accumulation_steps=2
+    )
+    net = network()
+    net, optimizer = accelerator.prepare(
+        net, cls(net.parameters(), lr=0.05, weight_decay=0.01, max_grad_norm=0.1)
+    )
+    params = list(net.parameters())
+    assert all(isinstance(p, DTensor) for p in params)
+    if resume:
+        if isinstance(optimizer.optimizer, fusedstep.MADGRAD):  # before the weights: docs/using.md
+            get_optimizer_state_dict(net, optimizer)
+        accelerator.load_state(folder)
+    for i, batch in enumerate(BATCHES):
+        if resume and i < 4:
+            continue
+        with accelerator.accumulate(net):
+            accelerator.backward(loss_of(net, batch + dist.get_rank()))
+            optimizer.step()
+            optimizer.zero_grad()
+        if not resume and i == 3:
+            accelerator.save_state(folder)
+    return gathered(optimizer.optimizer, params)
+
+
+def accelerate_shards_saves_and_goes_on(folder):
+    # Of processes without GPUs it never shards a model: it is told that these have some.
+    backend = mock.patch.object(
+        PartialState, "_prepare_backend", lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    )
+    device = mock.patch.object(
+        PartialState, "set_device", lambda self: setattr(self, "device", torch.device("cpu"))
+    )
+    rank = {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(dist.get_rank()), "WORLD_SIZE": "2"}
+    with backend, device, mock.patch.dict("os.environ", rank):
+        for cls, kind in SHARDED:
+            run = partial(sharded_by_accelerate, cls, folder / f"{cls.__name__}-{kind}", kind)
+            whole = run(resume=False)
+            assert_same(run(resume=True), whole)
+
+
+def test_accelerate_shards_saves_and_goes_on(tmp_path):
+    spawn(accelerate_shards_saves_and_goes_on, tmp_path)
 
 
 def test_the_examples_trainer_leaves_gradients_to_the_step(monkeypatch, tmp_path):
