@@ -83,5 +83,7 @@ def nothing_moves(params):
 
 
 def assert_same(got, want):
-    lines = testing.differences(got, want)
+    """Every bit, whichever devices they are on."""
+    on_host = ({name: value.cpu() for name, value in found.items()} for found in (got, want))
+    lines = testing.differences(*on_host)
     assert not lines, "\n".join(lines)
