@@ -11,6 +11,8 @@ SIZE = 31
 FORMS = ("paper", "released")
 WHOLE = ((SIZE,),)  # one group with one parameter
 PIECES = ((7, 1), (13, 10))  # two groups with two parameters each
+# Of these, the second parameter joins at step 8, and the third pauses.
+ABSENT = {(t, 1) for t in range(1, 8)} | {(t, 2) for t in range(15, 20)}
 
 
 def schedule(t: int, lr: float) -> float:

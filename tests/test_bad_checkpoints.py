@@ -35,7 +35,7 @@ def all_of_them(value):
 # What is done to an entry of the saved state, to which entries, and what the error says.
 SPOILED = {
     "cut": (lambda v: v[1:], columns, r"a tensor of shape \(3, 5\); the parameter's shape is"),
-    "turned": (lambda v: v.t(), columns, r"a tensor of shape \(5, 4\); .* shape is \(4, 5\)"),
+    "turned": (lambda v: v.t(), columns, r"of shape \(5, 4\); .* is \(4, 5\). Load the state of"),
     "two": (lambda v: torch.stack([v, v]), numbers, r"of shape \(2,\); it must hold one number"),
     "int64": (lambda v: v.long(), columns, "a torch.int64 tensor of layout"),
     "complex": (lambda v: v.to(torch.complex64), all_of_them, "a torch.complex64 tensor"),
@@ -279,14 +279,3 @@ def test_a_state_that_lost_its_memory_is_refused(name):
     message = f"parameter 0: its state {name} is .* without memory"
     with nothing_moves(params), pytest.raises(ValueError, match=message):
         optimizer.step()
-
-
-def test_a_state_of_another_model_is_refused():
-    params, others = model((4, 5)), model((5, 4))
-    a, b = fusedstep.MAdam(params), fusedstep.MAdam(others)
-    train(a, params, 1)
-    with pytest.raises(
-        ValueError,
-        match=r"exp_avg is a tensor of shape \(4, 5\).*shape is \(5, 4\). Load the state of",
-    ):
-        b.load_state_dict(a.state_dict())

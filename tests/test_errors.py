@@ -25,6 +25,8 @@ BAD_HYPERS = [
     (fusedstep.AdamW, {"lr": float("inf")}, "lr is inf"),
     (fusedstep.AdamW, {"weight_decay": -0.1}, "weight_decay is -0.1"),
     (fusedstep.AdamW, {"eps": -1e-8}, "eps is -1e-08"),
+    (fusedstep.AdamW, {"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+    (fusedstep.AdamW, {"max_grad_norm": float("nan")}, "max_grad_norm is nan"),
     (fusedstep.AdamW, {"betas": (1.0, 0.9)}, r"betas\[0\] is 1.0, outside \[0, 1\)"),
     (fusedstep.AdamW, {"betas": 0.9}, "betas is 0.9, a float. Pass a tuple or list"),
     (fusedstep.Adam, {"form": "original"}, "form is 'original'; choose one of 'paper', 'released'"),

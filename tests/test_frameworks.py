@@ -57,8 +57,8 @@ class Module(lightning.LightningModule):
 QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
 
-def by_lightning(cls, options, **settings):
-    module = Module(cls, options)
+def by_lightning(cls, options, module=Module, **settings):
+    module = module(cls, options)
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", **dict.fromkeys(QUIET, False), **settings
     )
@@ -105,9 +105,7 @@ def test_lightnings_wrapper_hands_on_what_is_asked_of_it():
             assert (wrapper.backend, wrapper.master_weights) == ("auto", False)
             seen.append(wrapper.state_dtype)
 
-    module = Looks(fusedstep.AdamW, {"max_grad_norm": 1.0, "state_dtype": torch.bfloat16})
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **dict.fromkeys(QUIET, False))
-    trainer.fit(module, torch.utils.data.DataLoader(BATCHES, batch_size=None))
+    by_lightning(fusedstep.AdamW, {"max_grad_norm": 1.0, "state_dtype": torch.bfloat16}, Looks)
     assert seen == [torch.bfloat16] * len(BATCHES)
 
 

@@ -145,16 +145,6 @@ def test_an_edit_of_a_part_is_told():
     spawn(an_edit_of_a_part_is_told, world=1)
 
 
-def test_masters_follow_an_outside_edit_after_resync():
-    params = model(dtype=torch.bfloat16)
-    optimizer = fusedstep.MAdam(params, master_weights=True)
-    train(optimizer, params, 1)
-    with torch.no_grad():
-        params[0].fill_(3.0)
-    optimizer.resync_master()
-    assert optimizer.state[params[0]]["master_param"].eq(3.0).all()
-
-
 def test_masters_of_what_was_frozen_and_freed_do_not_stop_a_resync():
     frozen, other = params = model((4, 3), (2,), dtype=torch.bfloat16)
     optimizer = fusedstep.MAdam(params, master_weights=True)

@@ -208,15 +208,14 @@ def test_the_number_of_threads_changes_nothing():
 
 def test_threads_that_torch_started_while_it_flushed_do_not_flush():
     found = []
-    case, mode = testing.Case("madam", fusedstep.MAdam), testing.MODES[0]
 
     def run():
         torch.set_flush_denormal(True)
         torch.ones(1 << 20).add(1)  # starts this thread's workers, which flush as it does
         torch.set_flush_denormal(False)
-        found.append(testing.run(case, mode, "chunk", "cpu"))
+        found.append(testing.run(CASE, F32, "chunk", "cpu"))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert not testing.differences(found[0], testing.run(case, mode, "chunk", "reference"))
+    assert not testing.differences(found[0], testing.run(CASE, F32, "chunk", "reference"))

@@ -239,19 +239,6 @@ def test_options_from_a_configuration_are_as_if_written_out(cls):
     train(optimizer, params + late, 1)
 
 
-def test_a_scheduler_drives_the_rate():
-    params, reference = model(), model()
-    a, b = fusedstep.MAdam(params, lr=0.1), fusedstep.MAdam(reference, lr=0.1)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(a, 10)
-    for t in range(10):
-        b.param_groups[0]["lr"] = a.param_groups[0]["lr"]
-        train(a, params, 1, seed=t)
-        train(b, reference, 1, seed=t)
-        scheduler.step()
-    assert a.param_groups[0]["lr"] < 1e-3
-    assert_same(stored(a, params), stored(b, reference))
-
-
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_lamadam_at_rate_zero_moves_nothing(form):
     params = model()

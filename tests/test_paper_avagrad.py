@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.paper import (
+    ABSENT,
     FORMS,
     PIECES,
     SIZE,
@@ -21,9 +22,7 @@ from tests.paper import (
 )
 
 LR = 0.1
-# The second parameter joins at step 8, the third pauses, the last is never reached.
-ABSENT = {(t, 1) for t in range(1, 8)} | {(t, 2) for t in range(15, 20)}
-NEVER = {(t, 3) for t in range(1, 41)}
+NEVER = {(t, 3) for t in range(1, 41)}  # the last parameter
 
 
 def counted(etas, moments, skip):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.paper import (
+    ABSENT,
     FORMS,
     PIECES,
     WHOLE,
@@ -63,8 +64,6 @@ def lamb(
         trace.append(torch.cat(x))
     return trace
 
-
-ABSENT = {(t, 1) for t in range(1, 8)} | {(t, 2) for t in range(15, 20)}
 
 OPTIONS = [
     {},
@@ -176,16 +175,3 @@ def test_a_norm_that_is_not_finite_does_what_torchs_clip_does(bad):
     want, torchs = clip_and_play(*run, own=False, grads=grads)
     torch.testing.assert_close(got, want, rtol=0.0, atol=1e-12, equal_nan=True)
     torch.testing.assert_close(norms, torchs, rtol=1e-12, atol=0.0, equal_nan=True)
-
-
-def test_the_last_norm_is_a_0d_float64_tensor_and_none_without_a_clip():
-    p = torch.nn.Parameter(torch.ones(4))
-    p.grad = torch.full((4,), 3.0)
-    clipping, free = (
-        fusedstep.AdamW([p], backend="reference", max_grad_norm=limit) for limit in (1.0, None)
-    )
-    for optimizer in (clipping, free):
-        optimizer.step()
-    assert free.last_grad_norm is None
-    norm = clipping.last_grad_norm
-    assert norm.dtype is torch.float64 and norm.shape == () and norm.item() == 6.0

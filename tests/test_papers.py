@@ -148,7 +148,7 @@ def test_rows_of_experiments_that_were_not_asked_for_stay(tiny, tmp_path):
     assert runner.read(out).keys() == {"tiny", "other"}
 
 
-def test_a_larger_size_has_its_own_rows_and_place_on_the_page(tiny, tmp_path, monkeypatch, capsys):
+def test_a_larger_size_has_its_own_rows_and_place_on_the_page(tiny, tmp_path, capsys):
     tiny.larger_tasks, tiny.LARGER = lambda: [{"n": 7, "device": "cpu"}], "It is seven."
     status, out = papers(tmp_path, "--larger")
     assert status == 0 and tiny.ran == [7] and not out.with_suffix(".md").exists()
