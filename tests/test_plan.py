@@ -36,13 +36,20 @@ def test_465_groups_of_one_tensor_are_one_launch(cls):
     assert launch.hyper.shape[0] == 465
 
 
-def test_a_launch_is_one_call_of_the_backend(monkeypatch):
-    calls = []
-    backend = BACKENDS["cpu"]
-    apply = backend.apply
-    monkeypatch.setattr(
-        backend, "apply", lambda launch, work: (calls.append(launch), apply(launch, work))
-    )
+@pytest.fixture
+def calls(monkeypatch):
+    """The launches that the backend has run."""
+    made, apply = [], BACKENDS["cpu"].apply
+
+    def counted(launch, work):
+        made.append(launch)
+        apply(launch, work)
+
+    monkeypatch.setattr(BACKENDS["cpu"], "apply", counted)
+    return made
+
+
+def test_a_launch_is_one_call_of_the_backend(calls):
     optimizer = fusedstep.MAdam([{"params": params((3,))}, {"params": params((4,)), "lr": 0.1}])
     for _ in range(3):
         optimizer.step()
@@ -173,18 +180,10 @@ PASSES = [("AvaGrad", {}, 1), ("LAMB", {"max_grad_norm": None}, 2), ("LAMB", {},
 
 
 @pytest.mark.parametrize("name, options, expected", PASSES, ids=named)
-def test_passes_over_memory(name, options, expected, monkeypatch):
-    calls = []
-    backend = BACKENDS["cpu"]
-    apply = backend.apply
-
-    def counted(launch, work):
-        calls.append(work)
-        apply(launch, work)
-
+def test_passes_over_memory(name, options, expected, calls):
     optimizer = getattr(fusedstep, name)(params((600,), (400,)), **options)
     optimizer.step()  # the first may survey the states
-    monkeypatch.setattr(backend, "apply", counted)
+    calls.clear()
     optimizer.step()
     assert len(calls) == expected
 

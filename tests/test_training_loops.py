@@ -280,10 +280,19 @@ def test_a_compiled_training_step_may_call_the_optimizer(cls):
     assert_same(stored(a, params), stored(b, twins))
 
 
-@pytest.mark.parametrize("when", ["pre", "post"])
-def test_a_hook_on_one_side_alone_runs(when):
+KINDS = {
+    "pre": lambda optimizer, hook: optimizer.register_step_pre_hook(hook),
+    "post": lambda optimizer, hook: optimizer.register_step_post_hook(hook),
+    "pre of all": lambda optimizer, hook: register_optimizer_step_pre_hook(hook),
+    "post of all": lambda optimizer, hook: register_optimizer_step_post_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_of_one_kind_alone_runs(kind):
     params, told = model(), []
     optimizer = fusedstep.AdamW(params)
-    getattr(optimizer, f"register_step_{when}_hook")(lambda *_: told.append(when))
+    handle = KINDS[kind](optimizer, lambda *_: told.append(kind))
     train(optimizer, params, 1)
-    assert told == [when]
+    handle.remove()
+    assert told == [kind]

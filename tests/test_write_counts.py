@@ -1,11 +1,8 @@
 """What torch counts of writes into tensors: autograd sees our steps, and AvaGrad others' writes."""
 
-from types import SimpleNamespace
-
 import fusedstep
 import pytest
 import torch
-from fusedstep import write_counts
 from fusedstep.shards import local
 from torch.distributed.tensor import DTensor, Shard
 
@@ -55,14 +52,13 @@ def test_what_has_no_gradient_is_not_counted(older_torch, monkeypatch):
     assert moved._version > before[0] and kept._version == before[1]
 
 
-def test_a_distributed_tensor_is_counted_whole_and_in_part():
-    whole, part = torch.zeros(2), torch.zeros(2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_counts.shards, "is_dtensor", lambda t: t is whole)
-        patch.setattr(write_counts.shards, "local", lambda t: part)
-        launch = SimpleNamespace(with_gradient=lambda params: params, master=False)
-        write_counts.WriteCounts([launch], [[whole]], []).count_step()
-    assert whole._version == part._version == 1
+def test_a_distributed_tensor_is_counted_whole_and_in_part(alone):
+    whole = with_gradients((4,))
+    (p,) = params = distribute(whole, alone, [[Shard(0)]])
+    give_parts(params, whole)
+    before = [t._version for t in (p, local(p))]
+    fusedstep.AdamW(params).step()
+    assert [t._version for t in (p, local(p))] == [count + 1 for count in before]
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
