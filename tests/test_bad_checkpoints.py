@@ -170,7 +170,7 @@ def test_a_group_that_optimizers_share_is_each_ones_own(cls):
 def test_what_others_saved_is_taken_with_a_warning_where_it_may_mean_something_else(cls):
     params = model()
     optimizer = cls(params)
-    for theirs in map(lambda cls: cls(params, lr=0.1), (SGD, AdamW, NAdam)):
+    for theirs in [kind(params, lr=0.1) for kind in (SGD, AdamW, NAdam)]:
         state = theirs.state_dict()
         for group in state["param_groups"]:  # else the two decays are told apart
             group.pop("decoupled_weight_decay", None)

@@ -181,7 +181,7 @@ def claims(rows: list[Row]) -> list[Claim]:
                 coordinates[count - 1] < regret(adam, True)[count - 1],
             ),
         ]
-    return said  # fmt: skip
+    return said
 
 
 def tables(rows: list[Row]) -> list[Table]:

@@ -8,7 +8,7 @@ from itertools import product
 import fusedstep
 import torch
 
-from .experiment import Claim, Row, Table, Task, number, or_inf
+from .experiment import Claim, Row, Table, Task, by_optimizer, number, or_inf
 from .networks import Networks, batches, digits
 from .plotting import band
 from .runs import OURS, marks
@@ -53,9 +53,7 @@ def run(task: Task) -> dict:
     groups = networks.groups(*({"lr": rate} for rate in RATES))
     cls = {"Adam": fusedstep.Adam, "LaProp": fusedstep.LaProp}[task["optimizer"]]
     optimizer = cls(groups, betas=(0.9, 0.999), **OURS)
-    torch.set_flush_denormal(
-        True
-    )  # gradients of networks that have died are such numbers, and slow
+    torch.set_flush_denormal(True)  # gradients of dead networks are such numbers, and slow
     draws, at, curve = batches(task["runs"], 64), marks(task["steps"], 40), []
     for step in range(1, task["steps"] + 1):
         losses = networks.backward(*next(draws))
@@ -79,16 +77,9 @@ def largest(row: Row) -> float:
     return max((rate for rate, loss in zip(RATES, medians(row)) if loss < LEARNS), default=0.0)
 
 
-def by_depth(rows: list[Row]) -> dict[int, dict[str, Row]]:
-    found: dict[int, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(row["task"]["depth"], {})[row["task"]["optimizer"]] = row
-    return found
-
-
 def claims(rows: list[Row]) -> list[Claim]:
     said = []
-    for depth, of in by_depth(rows).items():
+    for depth, of in by_optimizer(rows, "depth").items():
         adam, laprop = of["Adam"], of["LaProp"]
         said += [
             Claim(
@@ -113,7 +104,7 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def draw(rows: list[Row], figure) -> None:
-    found = by_depth(rows)
+    found = by_optimizer(rows, "depth")
     axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axis, (depth, of) in zip(axes, found.items()):
         for name, row in of.items():

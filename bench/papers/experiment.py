@@ -84,6 +84,14 @@ def verdict(claims: list[Claim]) -> str:
     return "holds" if all(held) else "holds partly" if any(held) else "does not hold here"
 
 
+def by_optimizer(rows: Iterable[Row], entry: str) -> dict[Any, dict[str, Row]]:
+    """For each value of an entry of the tasks, the rows by optimizer."""
+    found: dict[Any, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row["task"][entry], {})[row["task"]["optimizer"]] = row
+    return found
+
+
 def or_inf(value: float | None) -> float:
     """A number of a row, where what was not finite is None."""
     return math.inf if value is None else value

@@ -8,7 +8,7 @@ import fusedstep
 import torch
 from torch import Tensor
 
-from .experiment import Claim, Row, Table, Task
+from .experiment import Claim, Row, Table, Task, by_optimizer
 from .plotting import colour
 from .runs import OURS, Runs
 
@@ -134,13 +134,6 @@ def least(row: Row, what: str) -> tuple[float, float]:
     return min(found)
 
 
-def by_function(rows: list[Row]) -> dict[str, dict[str, Row]]:
-    found: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(row["task"]["function"], {})[row["task"]["optimizer"]] = row
-    return found
-
-
 def wins(of: dict[str, Row]) -> int:
     """At how many of the rates AdaMomentum reaches the optimum before the other adaptive ones."""
     adaptive = [of[name]["result"]["reached"] for name in OPTIMIZERS[1:]]
@@ -155,7 +148,7 @@ def races(of: dict[str, Row]) -> int:
 
 def claims(rows: list[Row]) -> list[Claim]:
     said = []
-    for function, of in by_function(rows).items():
+    for function, of in by_optimizer(rows, "function").items():
         most = wins(of) > races(of) / 2
         said.append(
             Claim(f"{function}: at over half of equal rates AdaMomentum is first to reach it", most)
@@ -170,7 +163,7 @@ def claims(rows: list[Row]) -> list[Claim]:
 
 def tables(rows: list[Row]) -> list[Table]:
     body = []
-    for function, of in by_function(rows).items():
+    for function, of in by_optimizer(rows, "function").items():
         for what in ("reached", "settled"):
             cells = [f"{function}, {what}"]
             for row in of.values():
@@ -182,7 +175,7 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def draw(rows: list[Row], figure) -> None:
-    found = by_function(rows)
+    found = by_optimizer(rows, "function")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     for axis, (name, of) in zip(axes, found.items()):
         function, optimum, width = FUNCTIONS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import fusedstep
 import torch
@@ -163,10 +164,6 @@ def language(rows: list[Row]) -> dict[str, dict[float, list[float]]]:
     return found
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def best_decay(row: Row) -> float:
     losses = list(map(or_inf, row["result"]["decays"][0]))
     return DECAYS[losses.index(min(losses))]
@@ -180,7 +177,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     if not image:
         return said
     least = {name: min(map(or_inf, row["result"]["rates"][0])) for name, row in image.items()}
-    words = {name: min(map(mean, at.values())) for name, at in language(rows).items()}
+    words = {name: min(map(fmean, at.values())) for name, at in language(rows).items()}
     for what, losses in (("digits", least), ("language", words)):
         others = min(value for name, value in losses.items() if name != "MADGRAD")
         good = losses["MADGRAD"] <= 1.02 * others
@@ -208,11 +205,11 @@ def tables(rows: list[Row]) -> list[Table]:
         name = row["task"]["optimizer"]
         found, errors = row["result"]["rates"]
         i = found.index(min(found, key=or_inf))
-        rate = min(text[name], key=lambda rate: mean(text[name][rate]))
+        rate = min(text[name], key=lambda rate: fmean(text[name][rate]))
         seeds = text[name][rate]
         body.append([
             name, f"{number(found[i])} ± {number(errors[i])}", f"{RATES[name][i]:g}",
-            f"{number(mean(seeds))} ({number(min(seeds))}-{number(max(seeds))})", f"{rate:g}",
+            f"{number(fmean(seeds))} ({number(min(seeds))}-{number(max(seeds))})", f"{rate:g}",
         ])  # fmt: skip
         cells = zip(*row["result"]["decays"], strict=True)
         decays.append([name, *(f"{number(or_inf(a))} ± {number(or_inf(b))}" for a, b in cells)])
@@ -232,7 +229,7 @@ def draw(rows: list[Row], figure) -> None:
         name = row["task"]["optimizer"]
         band(left, RATES[name], *row["result"]["rates"], label=name)
         at = sorted(text[name])
-        values = [mean(text[name][rate]) for rate in at]
+        values = [fmean(text[name][rate]) for rate in at]
         middle.plot(at, values, "o-", markersize=3, color=colour(name), label=name)
         band(right, range(len(DECAYS)), *row["result"]["decays"], name)
     left.set(xscale="log", yscale="log", xlabel="lr", title="digits: held-out loss", ylim=(None, 3))

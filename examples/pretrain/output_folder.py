@@ -18,7 +18,7 @@ def checkpoint_steps(folder: Path) -> dict[int, Path]:
     """Complete checkpoints by step; Trainer writes trainer_state.json last."""
     states = folder.glob("checkpoint-*/trainer_state.json")
     found = ((CHECKPOINT.fullmatch(state.parent.name), state.parent) for state in states)
-    return {int(match[1]): path for match, path in sorted(found, key=str) if match}
+    return {int(match[1]): path for match, path in found if match}
 
 
 def start_run(folder: Path, run: dict[str, Any]) -> None:
