@@ -192,6 +192,9 @@ def test_masters_that_are_left_out_are_told():
     with pytest.warns(UserWarning, match="float32 masters .master_param. are left out"):
         second.load_state_dict(first.state_dict())
     assert "master_param" not in second.state[params[0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fusedstep.AdamW([torch.nn.Parameter(torch.zeros(3))]).load_state_dict(first.state_dict())
     second.master_weights = True
     second.load_state_dict(first.state_dict())  # the remedy, without a warning
     assert torch.equal(

@@ -65,6 +65,14 @@ def test_a_momentum_of_0_stays_a_number():
     group = optimizer.param_groups[0]
     assert group["momentum"] == 0.0 and not isinstance(group["momentum"], torch.Tensor)
     assert "momentum" not in graphs.live_numbers(group, optimizer.defaults)
+    (group,) = fusedstep.MADGRAD(model(), momentum=torch.tensor(0.0)).param_groups
+    assert graphs.is_live("momentum", group["momentum"]), "whose value is not read"
+
+
+def test_numbers_are_where_the_parameters_are_if_there_are_any():
+    groups = [{"params": []}, {"params": model(device="meta")}]
+    for group in fusedstep.AdamW(groups, lr=torch.tensor(0.5), capturable=True).param_groups:
+        assert {group["lr"].device} >= {p.device for p in group["params"]}
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "betas[1]", "max_grad_norm"])
@@ -170,7 +178,9 @@ def test_a_captured_step_keeps_what_its_replays_read(monkeypatch):
             train(optimizer, params, 1, seed=1)
         found.append(stored(optimizer, params))
     assert_same(*found)
-    ((plan, kept, *_),) = optimizer._captured
+    ((plan, kept, held, *_),) = optimizer._captured
+    states = {id(t) for state in optimizer.state.values() for t in state.values()}
+    assert states and states <= set(map(id, held))
     assert plan is optimizer._plan and optimizer._in_graph
     assert [each.tolist() for each in kept] == [table.host.tolist() for table in tables]
     assert len(kept) == 2
@@ -250,6 +260,14 @@ def test_a_replay_brings_its_own_table_and_later_steps_theirs(table):
         table.device.copy_(captured)  # what a replay does
         assert table.device.tolist() == [2, 2, 2]
     assert table.can_capture()
+
+
+def test_a_table_that_was_sent_under_inference_mode_can_be_captured_outside(table):
+    with torch.inference_mode():
+        table.send()
+        write(table, 1, 2, 3)
+        table.send()
+    assert table.capture().tolist() == [1, 2, 3]
 
 
 @every_class

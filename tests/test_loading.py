@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 import weakref
 
 import fusedstep
@@ -41,6 +42,16 @@ def test_what_was_loaded_is_not_kept_alive(bad):
     del saved
     gc.collect()
     assert held() is None
+
+
+def test_what_a_hook_made_of_a_checkpoint_is_judged_and_not_what_it_was_given():
+    params = model()
+    optimizer, theirs = fusedstep.AdamW(params), torch.optim.SGD(params, lr=0.1)
+    ours = optimizer.state_dict()
+    optimizer.register_load_state_dict_pre_hook(lambda *_: ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(theirs.state_dict())
 
 
 def test_a_count_may_be_an_int32():

@@ -55,6 +55,21 @@ def test_an_edit_that_a_master_undoes_is_told(which):
         train(optimizer, params, 1)
 
 
+def test_masters_are_compared_only_where_somebody_wrote(monkeypatch):
+    """Whoever compares waits for the device."""
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    train(optimizer, params, 1)
+    monkeypatch.setattr(fusedstep.AdamW, "_warn_of_edits", None)
+    for _ in range(2):
+        train(optimizer, params, 2)
+        load_threes(params)
+        optimizer.resync_master()
+    with pytest.raises(TypeError):
+        load_threes(params)
+        train(optimizer, params, 1)
+
+
 def test_what_a_step_does_not_undo_is_not_told():
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)

@@ -284,3 +284,4 @@ def test_an_argument_that_there_is_not_is_told_with_those_that_there_are(cls, op
     assert str(told.value).startswith(message)
     there = str(told.value).removesuffix(".").split(" one of ")[1].split(", ")
     assert {"lr", "max_grad_norm", "capturable"} <= set(there) and len(there) == len(set(there))
+    assert "common" not in there, "that is how the constructor takes them"

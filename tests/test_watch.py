@@ -153,6 +153,22 @@ def test_a_plan_keeps_no_state_alive(cls, form):
     assert old and not any(ref() is not None for ref in old)
 
 
+def test_a_state_in_the_place_of_one_that_is_gone_is_no_old_one():
+    """Python gives a new object the identity of one that has died."""
+    params = model((3,), (3,), (3,))
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 2)
+    state, before = optimizer.state[params[1]], optimizer._plan
+    old, values = id(state["exp_avg"]), torch.ones(3)
+    state["exp_avg"], made = None, []
+    while len(made) < 100 and old not in map(id, made):
+        made.append(torch.empty(3))
+    assert id(made[-1]) == old, "nothing is shown"
+    state["exp_avg"] = made[-1].copy_(values)
+    train(optimizer, params, 1)
+    assert optimizer._plan is not before and not torch.equal(state["exp_avg"], values)
+
+
 @pytest.mark.parametrize("convert", ["to", "load"])
 def test_torch_may_swap_parameters_after_a_step(convert):
     """As it does with those of FSDP2; it swaps none that has a weak reference."""
