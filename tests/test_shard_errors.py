@@ -133,7 +133,7 @@ def test_summands_are_no_parameters(layout):
     mesh = init_device_mesh("cpu", (1,) * len(layout))
     p = torch.nn.Parameter(DTensor.from_local(torch.ones(4), mesh, layout))
     p.grad = p.detach().clone()
-    with pytest.raises(ValueError, match="with placements .*Partial.* a summand of all elements"):
+    with pytest.raises(ValueError, match="with placements .*Partial.* a summand of every element"):
         fusedstep.AdamW([p]).step()
 
 

@@ -34,5 +34,5 @@ def marks(steps: int, count: int = 60) -> list[int]:
     return sorted({round(math.exp(math.log(steps) * i / (count - 1))) for i in range(count)})
 
 
-def standard_error(values: Tensor, dim: int = -1) -> Tensor:
-    return values.std(dim) / math.sqrt(values.shape[dim])
+def standard_error(values: Tensor) -> Tensor:
+    return values.std(-1) / math.sqrt(values.shape[-1])

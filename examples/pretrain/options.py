@@ -53,7 +53,7 @@ def assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def parse_options(documentation: str, arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_options(documentation: str) -> argparse.Namespace:
     description, _, epilog = documentation.partition("\n\n")
     parser = OneLineParser(
         description=description,
@@ -64,7 +64,7 @@ def parse_options(documentation: str, arguments: list[str] | None = None) -> arg
     add_text_and_model(parser.add_argument_group("text and model").add_argument)
     add_optimizer_and_schedule(parser.add_argument_group("optimizer and schedule").add_argument)
     add_run(parser.add_argument_group("run").add_argument)
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def add_text_and_model(add: Callable[..., Any]) -> None:
