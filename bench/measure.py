@@ -196,9 +196,11 @@ def _rows(
     rows = []
     for phase, method in (HOST_PHASES if small else DEVICE_PHASES).items():
         turns = REBUILDS if phase in ("first", "loaded") else rounds * (10 if small else 1)
-        sides = [partial(method, each) for each in (side, other)]
+        ours, others = (partial(method, each) for each in (side, other))
+        # Every second round is reversed, so who comes first or last is also who was measured just
+        # before, its data still in caches. Both sides are, equally often; the yardstick never.
         yardsticks = [partial(clock.seconds, roof)] if phase in DEVICE_PHASES else []
-        own, theirs, *best = take_turns([*sides, *yardsticks], turns)
+        own, *best, theirs = take_turns([ours, *yardsticks, others], turns)
         rows.append({**identity(task, clock), "phase": phase, **_spread(own)})
         rows[-1]["baseline_seconds"] = statistics.median(theirs)
         rows[-1]["baseline_bytes"] = roofline.bytes_moved(other.optimizer)

@@ -1,0 +1,93 @@
+"""How the benchmark measures: turns, ratios, and that it sees a slow-down put in."""
+
+from itertools import pairwise
+
+from bench import __main__ as command
+from bench import contenders, device, measure, peers
+from bench import self_check as checking
+from bench.measure import Side
+from bench.parameter_sets import parse
+from tests.test_bench import little_work  # noqa: F401, a fixture
+from tests.test_bench_results import peer_row, row
+
+
+def test_ratios():
+    rows = [
+        row(bytes=42_000),
+        peer_row("torch-fused", seconds=3.0),
+        peer_row("timm", seconds=30.0, baseline_seconds=6.0),  # a busier time: 0.2 of torch fused
+        peer_row("torch-loop", seconds=60.0, baseline_seconds=6.0),
+        row(phase="fresh", seconds=1.0),
+    ]
+    measure.fill_ratios(rows)
+    assert rows[0]["bytes_per_second"] == 21_000 and rows[0]["yardstick_share"] == 0.75
+    assert rows[0]["vs_torch_fused"] == 1.5 and rows[0]["bandwidth_vs_torch_fused"] == 2.25
+    assert rows[0]["fastest_peer"] == "timm" and rows[0]["vs_fastest_peer"] == 7.5
+    assert rows[1]["vs_torch_fused"] == 1.0 and "fastest_peer" not in rows[1]
+    assert rows[4]["vs_torch_fused"] == 3.0
+    assert "yardstick_share" not in rows[4] and "fastest_peer" not in rows[4]
+
+
+def test_the_yardstick_takes_turns(monkeypatch):
+    """A machine that becomes ten times as slow leaves the share of the yardstick."""
+    clock = device.Cpu()
+    contender = contenders.ours("adamw", "cpu", contenders.MODES["f32"])[0]
+    (chosen,) = parse("1x1000")
+    shares = []
+    for busy in (1.0, 10.0):
+        monkeypatch.setattr(clock, "seconds", lambda step, busy=busy: (step(), busy)[1])
+        run = measure.Run()
+        list(measure.measure(run, [measure.Task(chosen, contender, 1)], clock, 3))
+        shares.append(run.rows[0]["yardstick_share"])
+    assert shares[0] == shares[1] == 28 * 1000 / clock.BYTES
+
+
+def test_turns_are_fair_and_end():
+    order = []
+    clocks = [lambda name=name: order.append(name) or 1.0 for name in "ab"]
+    assert measure.take_turns(clocks, 3) == [[1.0] * 3] * 2
+    assert "".join(order) == "abbaab"
+
+
+def test_no_side_finds_its_data_in_caches_more_often_than_the_other(monkeypatch):
+    """A side that is measured twice in a row finds it there the second time."""
+    clock, order = device.Cpu(), []
+    monkeypatch.setattr(Side, "step", lambda self: order.append(self.contender.maker))
+    monkeypatch.setattr(clock, "calls", lambda optimizer: {})
+    contender = contenders.ours("adamw", "cpu", contenders.MODES["f32"])[0]
+    (chosen,) = parse("2x2000")
+    sides = [Side(one, chosen, clock) for one in (contender, peers.baseline(contender.mode))]
+    for side in sides:
+        side.optimizer.step()
+    task = measure.Task(chosen, contender, 1)
+    measure._rows(task, *sides, lambda: order.append("yardstick"), 5)
+    order = order[2 * measure.WARM_UP :]
+    again = [a for a, b in pairwise(order) if a == b]
+    assert again.count("fusedstep") == again.count("torch-fused") > 0 == again.count("yardstick")
+
+
+def test_patience_ends_a_long_comparison(monkeypatch):
+    monkeypatch.setattr(measure, "PATIENCE", 0.0)
+    assert [len(times) for times in measure.take_turns([lambda: 1.0], 99)] == [measure.FEWEST]
+
+
+# It sees
+
+
+def test_it_sees_a_slow_down_and_none_where_none_is(capsys):
+    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 0
+    assert capsys.readouterr().out.count(": seen\n") == 2
+
+
+def test_it_says_where_it_does_not_see(monkeypatch, capsys):
+    monkeypatch.setattr(checking, "Slow", Side)
+    monkeypatch.setattr(checking, "ROUNDS", 11)
+    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 1
+    assert "x 2 put in: x" in capsys.readouterr().out
+
+
+def test_what_is_seen_has_the_factor_within_its_spread():
+    assert checking.sees([1.9, 2.0, 2.02, 2.1], 2.0)
+    assert not checking.sees([1.9, 2.0, 2.02, 2.1], 1.0)
+    assert not checking.sees([1.80, 1.801, 1.802, 1.803], 2.0), "near, but beyond its spread"
+    assert not checking.sees([0.5, 1.0, 3.0, 4.0], 1.0), "within its spread, but not near"
