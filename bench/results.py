@@ -68,7 +68,9 @@ def versions() -> dict[str, str]:
     compiler = _said(os.environ.get("CXX", "c++"), "--version").partition("\n")[0]
     nvcc = re.search(r"V([\d.]+)", _said("nvcc", "--version"))
     revision = _said("git", "rev-parse", "--short=12", "HEAD")
-    changed = _said("git", "status", "--porcelain", "--untracked-files=no")
+    # Rows that were recorded a moment ago change nothing that is measured.
+    here = ("--", ".", ":!bench/results")
+    changed = _said("git", "status", "--porcelain", "--untracked-files=no", *here)
     found = {
         "fusedstep": fusedstep.__version__,
         "revision": revision + (" with changes" if changed else ""),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.table import Table
 from . import results, roofline
 from .contenders import ALGORITHMS, MODES, OURS, ours
 from .measure import HOST_PHASES, Run
-from .parameter_sets import MODELS
+from .parameter_sets import AXES, MODELS
 from .results import OF_RECORD, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md"]
@@ -64,6 +63,7 @@ COLUMNS = {
 }
 NAMES = ("set", "algorithm", "by", "dtype", "threads")
 HIDDEN = ("set", "dtype", "threads", "quartiles", "GB/s", "yardstick", "launches")  # on pages
+SERIES = {point for axis in AXES.values() for point in axis}
 Cells = dict[str, list[str]]
 
 
@@ -140,11 +140,10 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, aligned, *lines))
 
 
-def of_one_model(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the model that has the most, and of those with as many of the largest."""
-    found = Counter(row["set"] for row in rows if row["set"] in MODELS)
-    chosen = max(found, key=lambda name: (found[name], list(MODELS).index(name)), default=None)
-    return [row for row in rows if row["set"] == chosen]
+def by_model(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each model, first the one that has the most, of those with as many the largest."""
+    found = {name: [row for row in rows if row["set"] == name] for name in reversed(MODELS)}
+    return dict(sorted(found.items(), key=lambda one: -len(one[1])))
 
 
 def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
@@ -152,12 +151,11 @@ def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
 
 
 def of_ours(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Steps of ours on one model: with all threads, and with one where that is fewer."""
+    """Steps of ours on models: with all threads, and with one where that is fewer."""
     ours = [row for row in rows if row["maker"] == OURS and row["phase"] == "step"]
     most = max((row["threads"] for row in ours), default=0)
-    chosen = of_one_model([row for row in ours if row["threads"] == most])
-    one_thread = [row for row in ours if row["threads"] == 1 < most]
-    return chosen, [row for row in one_thread if row["set"] in {r["set"] for r in chosen}]
+    chosen, alone = ([row for row in ours if row["threads"] == count] for count in (most, 1))
+    return chosen, alone if most > 1 else []
 
 
 def summary(found: dict[str, dict[str, Any]]) -> str:
@@ -165,7 +163,8 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
     lines: dict[str, dict[str, str]] = {}
     for content in found.values():
         rows, _ = of_ours(content["rows"])
-        for row in rows:
+        first, *_ = by_model(rows).values()
+        for row in first:
             if row["dtype"] == "f32":
                 column = f"{results.title_of(content['machine'])}, {row['backend']}, {row['set']}"
                 cell = f"{row['vs_torch_fused']:.2f}x, {row['yardstick_share']:.0%}"
@@ -177,8 +176,12 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
 
 
 def speed(rows: list[dict[str, Any]]) -> str:
-    """Ours on a model with all threads: float32 in full, and the ratio in other dtypes."""
-    rows, one_thread = of_ours(rows)
+    """Ours on every model with all threads: float32 in full, and the ratio in other dtypes."""
+    chosen, alone = (by_model(found) for found in of_ours(rows))
+    return "\n".join(of_model(name, chosen[name], alone[name]) for name in chosen).strip()
+
+
+def of_model(name: str, rows: list[dict[str, Any]], one_thread: list[dict[str, Any]]) -> str:
     full = [row for row in rows if row["dtype"] == "f32"]
     names = [name for name in COLUMNS if name not in HIDDEN]
     lines = lines_of(device_cells(full), names)
@@ -192,12 +195,12 @@ def speed(rows: list[dict[str, Any]]) -> str:
         for line, row in zip(lines if also else (), full):
             line.append(ratio(also.get((algorithm(row), who(row)))))
         names += [dtype] if also else []
-    return f"{rows[0]['set']}, f32:\n\n{markdown(names, lines)}" if lines else ""
+    return f"{name}, f32:\n\n{markdown(names, lines)}" if lines else ""
 
 
 def host(rows: list[dict[str, Any]]) -> str:
     """Time of step() on the host for 400 tensors of 8, by what changed since the last step."""
-    cells = host_cells([row for row in rows if row["set"] == "tiny" and row["dtype"] == "f32"])
+    cells = host_cells([row for row in rows if row["set"] == "tiny"])
     header = ["algorithm", "by", *HOST_PHASES]
     return markdown(header, lines_of(cells, header)) if cells["first"] else ""
 
@@ -221,6 +224,17 @@ def model() -> str:
     return markdown(["bytes per parameter", *(mode.id for mode in modes)], lines)
 
 
+BLOCKS = {  # which rows a block shows, how, and its pictures
+    "speed": (lambda row: row["set"] in MODELS, speed, ["bandwidth"]),
+    "host": (
+        lambda row: row["dtype"] == "f32" and (row["set"] == "tiny" or row["set"] in SERIES),
+        host,
+        ["host", "growth"],
+    ),
+    "training": (lambda row: row["phase"] == "training", training, []),
+}
+
+
 def block(name: str, found: dict[str, dict[str, Any]], folder: str) -> str:
     """The text between the marks of a block: tables, and pictures that lie in a folder."""
     if name == "model":
@@ -228,15 +242,12 @@ def block(name: str, found: dict[str, dict[str, Any]], folder: str) -> str:
     if name == "summary":
         parts = [summary(found), *pictures(found, ["bandwidth", "host"], folder)]
     else:
-        make, kinds = {
-            "speed": (speed, ["bandwidth"]),
-            "host": (host, ["host", "growth"]),
-            "training": (training, []),
-        }[name]
+        shown, make, kinds = BLOCKS[name]
         parts = []
         for machine, content in found.items():
-            if table := make(content["rows"]):
-                parts += [about(content), table, *pictures([machine], kinds, folder)]
+            rows = [row for row in content["rows"] if shown(row)]
+            if table := make(rows):
+                parts += [about(content, rows), table, *pictures([machine], kinds, folder)]
     return "\n\n".join(part.strip() for part in parts if part) or "No results of record yet."
 
 
@@ -245,13 +256,20 @@ def pictures(machines: Iterable[str], kinds: list[str], folder: str) -> list[str
     return [f"![{file}]({folder}/{file})" for file in files if (OF_RECORD / file).exists()]
 
 
-def about(content: dict[str, Any]) -> str:
-    """One line: on what machine, with which versions, when; the last run's."""
-    when = max(content["runs"])
-    known = content["runs"][when]["versions"]
-    commit = f"; commit {known['revision'].split()[0][:7]}" if known.get("revision") else ""
-    machine = results.title_of(content["machine"])
-    return f"{machine}; torch {known['torch']}{commit}; {when[:10]}:"
+def about(content: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """One line: on what machine, with which versions, when; of all runs that rows come from."""
+    runs = [content["runs"][name] for name in sorted({row["run"] for row in rows})]
+    revisions = sorted({run["versions"].get("revision", "") for run in runs})
+    changed = {revision.split()[0] for revision in revisions if " " in revision}
+    commits = dict.fromkeys(revision.split()[0] for revision in revisions if revision)
+    told = [commit[:7] + (" with changes" if commit in changed else "") for commit in commits]
+    parts = [
+        results.title_of(content["machine"]),
+        f"torch {', '.join(sorted({run['versions']['torch'] for run in runs}))}",
+        *([f"commit{'s' * (len(told) > 1)} {', '.join(told)}"] if told else []),
+        ", ".join(sorted({run["time"][:10] for run in runs})),
+    ]
+    return f"{'; '.join(parts)}:"
 
 
 def written(text: str, found: dict[str, dict[str, Any]], folder: Path = ROOT) -> str:

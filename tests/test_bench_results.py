@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 
 import pytest
 import torch
@@ -136,12 +137,45 @@ def test_a_page_gets_a_table_for_every_machine():
     text = "<!-- bench speed -->\nold\n<!-- end -->\n<!-- bench host -->\n<!-- end -->\n"
     new = tables.written(text, found)
     assert "old" not in new and "Some (R) CPU, 2 cores; torch 2; 2026-01-02:" in new
-    assert "bert-base, f32:" in new and "bert-large" not in new, "the set with the most rows"
+    assert new.index("bert-base, f32:") < new.index("bert-large, f32:"), "most rows come first"
     assert "| x fastest peer | x one thread | bf16 |" in new
     assert "| AdamW | fusedstep cpu | 2 s | 50% | 1.50 | 1.50 |  | 1.50 | 3.00 |" in new
     assert "LAMB" not in new, "threads are told apart in the results alone"
     assert "| AdamW | fusedstep cpu |  | 2 s (x 1.50) |  |  |" in new
     assert tables.written(new, found) == new
+
+
+def test_a_table_names_the_commits_of_its_own_rows():
+    """Rows of one machine come from many runs."""
+    runs = {"1 UTC": "aaaaaaaaaaaa", "2 UTC": "bbbbbbbbbbbb with changes", "3 UTC": "cccccccccccc"}
+    rows = [row(), row(algorithm="LAMB"), row(set="tiny", phase="fresh")]
+    measure.fill_ratios(rows)
+    content = content_of("", *rows)
+    content["rows"] = [{**r, "run": run} for r, run in zip(rows, runs, strict=True)]
+    content["runs"] = {
+        run: {"time": run, "versions": {"torch": "2", "revision": revision}}
+        for run, revision in runs.items()
+    }
+    text = "<!-- bench speed -->\n<!-- end -->\n<!-- bench host -->\n<!-- end -->\n"
+    new = tables.written(text, {"one": content})
+    assert "torch 2; commits aaaaaaa, bbbbbbb with changes; 1 UTC, 2 UTC:" in new
+    assert "torch 2; commit ccccccc; 3 UTC:" in new
+
+
+def test_rows_recorded_before_are_no_changes_of_a_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    rows, code = tmp_path / "bench" / "results" / "one.json", tmp_path / "code.py"
+    rows.parent.mkdir(parents=True)
+    said = []
+    for file in (None, rows, code):
+        for path in (rows, code):
+            path.write_text("new" if path == file else "old")
+        if file is None:
+            who = ("-c", "user.name=a", "-c", "user.email=a@b")
+            for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "one")):
+                subprocess.run(["git", *words], cwd=tmp_path, check=True)
+        said.append(results.versions()["revision"].partition(" ")[2])
+    assert said == ["", "", "with changes"]
 
 
 def test_a_summary_has_a_column_for_every_backend_of_a_machine_gpus_first():
