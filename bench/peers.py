@@ -36,6 +36,7 @@ class Entry:
     place: str  # module:class
     matched: dict[str, str] = field(default_factory=lambda: ADAM)  # its argument: our name
     fixed: dict[str, Any] = field(default_factory=dict)
+    on_gpu: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)  # set on the optimizer
 
 
@@ -83,8 +84,10 @@ PEERS: dict[str, Peer] = {
         packages=("timm", "timm.optim"),
     ),
     "madgrad": Peer("madgrad", {"MADGRAD": Entry("madgrad:MADGRAD", MADGRAD)}),
+    # Left to itself it takes Triton only for types in a list of torch's, which Parameter has left.
     "torch-optimi": Peer(
-        "torch-optimi", {"Adam": Entry("optimi:Adam"), "AdamW": Entry("optimi:AdamW")}
+        "torch-optimi",
+        {name: Entry(f"optimi:{name}", on_gpu={"triton": True}) for name in ("Adam", "AdamW")},
     ),
     "heavyball": Peer(
         "heavyball",
@@ -159,7 +162,8 @@ def contender(name: str, algorithm: str, mode: testing.Mode) -> Contender | None
     options = {theirs: ours[our] for theirs, our in entry.matched.items()} | entry.fixed
 
     def build(groups: Groups) -> torch.optim.Optimizer:
-        optimizer = _load(PEERS[name], entry.place)(groups, **options)
+        more = entry.on_gpu if groups[0]["params"][0].is_cuda else {}
+        optimizer = _load(PEERS[name], entry.place)(groups, **options, **more)
         for attribute, value in entry.attributes.items():
             setattr(optimizer, attribute, value)
         return optimizer

@@ -1,6 +1,7 @@
 """The benchmark: its sets, bytes, ratios, files, pictures and complaints, and that it sees."""
 
 import math
+from types import SimpleNamespace
 
 import fusedstep
 import pytest
@@ -82,9 +83,10 @@ def test_bytes_of_torch_are_counted_from_its_state(dtype, want):
 def test_states_are_found_in_what_peers_nest():
     p = torch.nn.Parameter(torch.zeros(2, 3))
     optimizer = torch.optim.SGD([p])
-    a, b = torch.zeros(6), torch.zeros(2, 3)
+    a, b, c = torch.zeros(6), torch.zeros(2, 3), torch.zeros(2, 3)
     optimizer.state[p] = {"step": torch.zeros(()), 0: {"m": [a], "row": torch.zeros(3)}, "v": b}
-    assert [id(t) for t in roofline.states_of(optimizer, p)] == [id(a), id(b)]
+    optimizer.state[p]["w"] = SimpleNamespace(data=c, scales=None)
+    assert [id(t) for t in roofline.states_of(optimizer, p)] == [id(a), id(b), id(c)]
     one = torch.nn.Parameter(torch.zeros(1))
     optimizer.state[one] = {"step": torch.zeros(()), "v": torch.zeros(1)}
     assert roofline.states_of(optimizer, one) == [optimizer.state[one]["v"]]
@@ -143,6 +145,15 @@ def test_peers_get_our_hyper_parameters(name):
             assert optimizer.defaults[theirs] == ours[our], (algorithm, theirs)
         give_gradients(params)
         optimizer.step()
+
+
+def test_a_peer_is_built_for_the_device_of_its_parameters(monkeypatch):
+    built = []
+    monkeypatch.setattr(peers, "_load", lambda *_: lambda groups, **options: built.append(options))
+    one = peers.contender("torch-optimi", "AdamW", F32)
+    for where in ("cpu", "cuda"):
+        one.build([{"params": [SimpleNamespace(is_cuda=where == "cuda")]}])
+    assert [options.get("triton") for options in built] == [None, True]
 
 
 def test_peers_have_algorithms_of_ours():
