@@ -15,8 +15,10 @@ import argparse
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,8 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     taken = TAKEN[chosen.command]
     if unused := sorted(f"--{name}" for name in given - taken - {"command"}):
         raise ValueError(f"{chosen.command} does not take {', '.join(unused)}; leave that out")
+    if (chosen.plot or chosen.command == "tables") and find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib; pip install matplotlib")
     if "out" in taken:
         results.check_place(chosen.out)
     if chosen.record:
@@ -133,7 +137,7 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
                     found.append(Task(parameter_set, contender, count))
     if not found:
         raise ValueError("there is nothing to measure; name sets, algorithms and a dtype")
-    return found
+    return list(dict.fromkeys(found))  # what was named twice is measured once
 
 
 def entrants(names: list[str], backends: list[str], others: list[str], mode) -> list[Contender]:
@@ -157,12 +161,16 @@ def run(measure: Callable[..., Iterator[Task]], tasks: list[Task], *how: Any) ->
     console, quiet = Console(stderr=True), {"auto_refresh": False, "transient": True}
     with Progress(*columns, console=console, **quiet) as progress:
         bar = progress.add_task("", total=len(tasks))
+        # A batch system's end of time is an interrupt, too.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             for i, task in enumerate(measure(done, tasks, *how)):
                 progress.update(bar, completed=i, description=task.label, refresh=True)
         except KeyboardInterrupt:
             done.interrupted = True
             console.print("interrupted; what was measured before follows")
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return done
 
 
@@ -179,7 +187,11 @@ def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: 
     results.write(chosen.out, content)
     console.print(f"rows: {chosen.out}, {chosen.out.with_suffix('.csv')}", soft_wrap=True)
     if chosen.record:
-        console.print(f"results of record: {results.record(content)}", soft_wrap=True)
+        path, dropped = results.record(content)
+        console.print(f"results of record: {path}", soft_wrap=True)
+        for row in dropped:
+            who = f"{tables.who(row)} {tables.algorithm(row)}, {row['set']}, {row['dtype']}"
+            console.print(f"not recorded, torch's fused AdamW was disturbed: {who}", style="yellow")
     if chosen.plot:
         from .plots import draw  # matplotlib takes a second to load
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import json
 import os
 import platform
@@ -114,7 +115,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def check_place(path: Path) -> None:
     """Require that rows can be written to a file, before they are measured for hours."""
-    fits = path.suffix == ".json" and not path.is_dir()
+    fits = path.suffix == ".json" and not path.is_dir() and not path.with_suffix(".csv").is_dir()
     try:
         if fits:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +144,11 @@ def write(path: Path, content: dict[str, Any]) -> None:
         table.append({**row, **named, "machine": name_of(content["machine"])})
         table[-1]["command"] = run["command"]
     columns = list(dict.fromkeys(name for row in table for name in row))
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(table)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(table)
+    write_whole(path.with_suffix(".csv"), text.getvalue())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -167,14 +169,17 @@ def disturbed(row: dict[str, Any]) -> bool:
     return baseline < 0.25 * row["yardstick"]
 
 
-def record(content: dict[str, Any], folder: Path = OF_RECORD) -> Path:
-    """Bring rows into the machine's results of record, unless :func:`disturbed`; others' stay."""
+def record(content: dict[str, Any], folder: Path = OF_RECORD) -> tuple[Path, list[dict[str, Any]]]:
+    """Bring rows into the machine's results of record, unless :func:`disturbed`; others' stay.
+
+    Returns the file, and the rows that were left out."""
     path = folder / f"{name_of(content['machine'])}.json"
-    content = {**content, "rows": [row for row in content["rows"] if not disturbed(row)]}
+    dropped = [row for row in content["rows"] if disturbed(row)]
+    content = {**content, "rows": [row for row in content["rows"] if row not in dropped]}
     if path.exists():
         content = merged(read(path), content)
     write(path, content)
-    return path
+    return path, dropped
 
 
 def of_record(folder: Path = OF_RECORD) -> dict[str, dict[str, Any]]:

@@ -177,6 +177,7 @@ def test_peers_have_algorithms_of_ours():
         (["--gate", "nan"], "--gate is nan; pass a share such as 0.8"),
         (["--algorithms", ","], "there is nothing to measure; name sets, "),
         (["--out", "rows.csv"], "--out is rows.csv; name a .json file in a folder"),
+        (["--out", "{folder}/rows.json"], "--out is {folder}/rows.json; name a .json file in"),
         (["--out", "/proc/none/rows.json"], "--out is /proc/none/rows.json; name a .json file"),
         (["training", "--dtype", "bf16"], "training does not take --dtype; leave that out"),
         (["self-check", "--gate", "1", "--plot"], "self-check does not take --gate, --out, --plot"),
@@ -184,10 +185,27 @@ def test_peers_have_algorithms_of_ours():
     ],
 )
 def test_a_bad_option_is_one_line_that_says_what_there_is(tmp_path, capsys, arguments, told):
+    (tmp_path / "folder" / "rows.csv").mkdir(parents=True)  # a place that a file cannot take
+    told, *arguments = (s.replace("{folder}", f"{tmp_path}/folder") for s in (told, *arguments))
     status, out = bench(tmp_path, *arguments)
     error = capsys.readouterr().err
     assert status == 2 and not out.exists()
     assert error.startswith(f"python -m bench: {told}") and error.count("\n") == 1
+
+
+def test_pictures_that_cannot_be_drawn_are_told_before_anything_is_measured(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    for arguments in (["tables"], ["--plot", "--out", str(tmp_path / "rows.json")]):
+        assert command.main(arguments) == 2
+        assert "pictures need matplotlib; pip install matplotlib\n" in capsys.readouterr().err
+
+
+def test_what_is_named_twice_is_measured_once():
+    named = ["--set", "2x3,2x3", "--algorithms", "adamw", "AdamW", "--dtype", "f32,float32"]
+    tasks = command.make_tasks(command.options([*named, "--peers", "torch,all"]), CPU)
+    assert len(tasks) == len(set(tasks)) > 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 
 import pytest
@@ -57,12 +59,13 @@ def test_rows_survive_the_files(tmp_path):
         assert line["version torch"] == torch.__version__ and line["command"] == run["command"]
 
 
-def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch, capsys):
-    rows_of = measure._rows
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_it_has(kind, tmp_path, monkeypatch, capsys):
+    rows_of, handler = measure._rows, signal.getsignal(signal.SIGTERM)
 
     def interrupted(task, *rest):
         if task.contender.algorithm == "LAMB":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), kind)
         return rows_of(task, *rest)
 
     monkeypatch.setattr(measure, "_rows", interrupted)
@@ -72,6 +75,21 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     (found,) = results.read(out)["rows"]
     assert found["algorithm"] == "AdamW" and found["yardstick_share"] > 0
     assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_files_that_cannot_be_finished_stay_as_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "rows.json"
+    results.write(path, content_of("monday", row()))
+    before = path.with_suffix(".csv").read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
+    with pytest.raises(OSError, match="no space left"):
+        results.write(path, content_of("tuesday", row(seconds=1.0)))
+    assert path.with_suffix(".csv").read_bytes() == before
 
 
 def content_of(time, *rows):
@@ -84,13 +102,14 @@ def test_rows_beside_a_stuck_baseline_are_not_recorded(tmp_path):
     """On a CPU; on a GPU a small set moves little, whatever else runs."""
     rows = [row(device=where, set=where, baseline_seconds=9.0) for where in ("cpu", "cuda")]
     measure.fill_ratios(rows)
-    path = results.record(content_of("monday", row(), *rows), tmp_path)
+    path, dropped = results.record(content_of("monday", row(), *rows), tmp_path)
     assert [r["set"] for r in results.read(path)["rows"]] == ["bert-base", "cuda"]
+    assert [r["set"] for r in dropped] == ["cpu"]
 
 
 def test_recording_replaces_equal_keys_and_keeps_the_others(tmp_path):
     first = content_of("monday", row(), row(dtype="bf16"), row(set="tiny", seconds=5.0))
-    path = results.record(first, tmp_path)
+    path, _ = results.record(first, tmp_path)
     results.record(content_of("tuesday", row(seconds=1.0)), tmp_path)
     found = results.of_record(tmp_path)["some-r-cpu-2-cores"]
     assert path.stem == "some-r-cpu-2-cores" and path.with_suffix(".csv").exists()
