@@ -1,6 +1,9 @@
 """How the benchmark measures: turns, ratios, and that it sees a slow-down put in."""
 
-from itertools import pairwise
+from itertools import cycle, pairwise
+from types import SimpleNamespace
+
+import pytest
 
 from bench import __main__ as command
 from bench import contenders, device, measure, peers
@@ -49,21 +52,58 @@ def test_turns_are_fair_and_end():
     assert "".join(order) == "abbaab"
 
 
+def rows_on_a_still_clock(name, contender, monkeypatch):
+    """Rows where only steps move the clock, by a third of which is far off, and who took steps."""
+    now, order, off = 0.0, [], {"fusedstep": 2.0, "torch-fused": 6.0, "yardstick": 4.0}
+    stray = {maker: cycle([1.0, 1.0, far]) for maker, far in zip(off, (9.0, 0.1, 9.0))}
+
+    def spend(maker):
+        nonlocal now
+        now += off[maker] * next(stray[maker])
+        order.append(maker)
+
+    def step(side):
+        side.optimizer.step()
+        spend(side.contender.maker)
+
+    for module in (measure, device):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(Side, "step", step)
+    monkeypatch.setattr(measure, "PATIENCE", float("inf"))
+    clock, (chosen,) = device.Cpu(), parse(name)
+    sides = [Side(one, chosen, clock) for one in (contender, peers.baseline(contender.mode))]
+    task = measure.Task(chosen, contender, 1)
+    rows = measure._rows(task, *sides, lambda: spend("yardstick"), 9)
+    measure.fill_ratios(rows)
+    return rows, order, sides[0]
+
+
+@pytest.mark.parametrize("name", ["2x8", "2x2000"])
+def test_a_row_has_each_sides_own_median(name, monkeypatch):
+    (contender,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
+    rows, order, _ = rows_on_a_still_clock(name, contender, monkeypatch)
+    assert order[:6] == ["fusedstep"] * 3 + ["torch-fused"] * 3, "warm before anything is timed"
+    for one in rows:
+        found = [one[fact] for fact in ("seconds", "baseline_seconds", "vs_torch_fused")]
+        assert found == pytest.approx([2.0, 6.0, 3.0]), one["phase"]
+    if name == "2x2000":
+        assert rows[0]["yardstick"] == pytest.approx(device.Cpu.BYTES / 4.0)
+
+
 def test_no_side_finds_its_data_in_caches_more_often_than_the_other(monkeypatch):
     """A side that is measured twice in a row finds it there the second time."""
-    clock, order = device.Cpu(), []
-    monkeypatch.setattr(Side, "step", lambda self: order.append(self.contender.maker))
-    monkeypatch.setattr(clock, "calls", lambda optimizer: {})
-    contender = contenders.ours("adamw", "cpu", contenders.MODES["f32"])[0]
-    (chosen,) = parse("2x2000")
-    sides = [Side(one, chosen, clock) for one in (contender, peers.baseline(contender.mode))]
-    for side in sides:
-        side.optimizer.step()
-    task = measure.Task(chosen, contender, 1)
-    measure._rows(task, *sides, lambda: order.append("yardstick"), 5)
-    order = order[2 * measure.WARM_UP :]
-    again = [a for a, b in pairwise(order) if a == b]
+    (contender,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
+    _, order, _ = rows_on_a_still_clock("2x2000", contender, monkeypatch)
+    again = [a for a, b in pairwise(order[6:33]) if a == b]
     assert again.count("fusedstep") == again.count("torch-fused") > 0 == again.count("yardstick")
+
+
+def test_what_has_faded_is_measured_faded(monkeypatch):
+    _, faded = contenders.ours("madam", "cpu", contenders.MODES["f32"])
+    (one,), _, side = rows_on_a_still_clock("2x2000", faded, monkeypatch)
+    assert one["bytes"] == 36 * 4000
+    for state in side.optimizer.state.values():
+        assert not state["beta_prod_bound"].any() and not state["beta_prod"].any()
 
 
 def test_patience_ends_a_long_comparison(monkeypatch):
