@@ -53,13 +53,13 @@ def test_turns_are_fair_and_end():
 
 
 def rows_on_a_still_clock(name, contender, monkeypatch):
-    """Rows where only steps move the clock, by a third of which is far off, and who took steps."""
-    now, order, off = 0.0, [], {"fusedstep": 2.0, "torch-fused": 6.0, "yardstick": 4.0}
-    stray = {maker: cycle([1.0, 1.0, far]) for maker, far in zip(off, (9.0, 0.1, 9.0))}
+    """Rows where only steps move the clock, two of five by far too little or much; the steps."""
+    now, order, cost = 0.0, [], {"fusedstep": 2.0, "torch-fused": 6.0, "yardstick": 4.0}
+    stray = {maker: cycle([1.0, 1.0, 0.1, 1.0, 9.0]) for maker in cost}
 
     def spend(maker):
         nonlocal now
-        now += off[maker] * next(stray[maker])
+        now += cost[maker] * next(stray[maker])
         order.append(maker)
 
     def step(side):
@@ -88,6 +88,23 @@ def test_a_row_has_each_sides_own_median(name, monkeypatch):
         assert found == pytest.approx([2.0, 6.0, 3.0]), one["phase"]
     if name == "2x2000":
         assert rows[0]["yardstick"] == pytest.approx(device.Cpu.BYTES / 4.0)
+
+
+def test_a_phase_of_the_host_is_what_its_name_says():
+    (contender,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
+    side = Side(contender, parse("2x8")[0], device.Cpu())
+    side.start()
+    optimizer, gradients = side.optimizer, [p.grad for p in side.params]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    side.unchanged()
+    assert all(p.grad is g for p, g in zip(side.params, gradients, strict=True))
+    side.scheduled()
+    assert not any(p.grad is g for p, g in zip(side.params, gradients, strict=True))
+    assert all(g["lr"] < rate for g, rate in zip(optimizer.param_groups, rates, strict=True))
+    side.loaded()
+    assert side.optimizer is optimizer
+    side.first()
+    assert {int(state["step"]) for state in side.optimizer.state.values()} == {1}
 
 
 def test_no_side_finds_its_data_in_caches_more_often_than_the_other(monkeypatch):
