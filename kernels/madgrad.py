@@ -9,6 +9,7 @@ from .numerics import cbrt, div, ema, float64, neg, select, sqrt
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):
     lr, momentum, weight_decay, eps, decoupled, released = hyper
+    momentum = select((t == 1) & (lr == 0.0), float64(1.0), momentum)
     # released: lr + eps, unless lr is 0
     lr = select((released != 0.0) & (lr != 0.0), lr + eps, lr)
     s = (

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, ParallelismConfig
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from lightning.pytorch.plugins import MixedPrecision
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
 from tests.distributed import gathered, spawn
@@ -172,8 +171,6 @@ def sharded_by_accelerate(cls, folder, state_dict_type, resume):
     params = list(net.parameters())
     assert all(isinstance(p, DTensor) for p in params)
     if resume:
-        if isinstance(optimizer.optimizer, fusedstep.MADGRAD):  # before the weights: docs/using.md
-            get_optimizer_state_dict(net, optimizer)
         accelerator.load_state(folder)
     for i, batch in enumerate(BATCHES):
         if resume and i < 4:

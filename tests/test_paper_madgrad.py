@@ -4,6 +4,7 @@ import fusedstep
 import pytest
 import torch
 
+from tests.conftest import TESTED_BACKENDS, device_of
 from tests.paper import (
     ABSENT,
     FORMS,
@@ -253,6 +254,19 @@ def test_a_parameter_with_sparse_gradients_may_have_any_strides():
         fusedstep.MADGRAD([p], momentum=0.0).step()
         found.append(p.detach())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("backend", ["reference", *TESTED_BACKENDS])
+def test_a_first_step_at_rate_zero_keeps_the_parameter(backend):
+    """torch takes one to make states. 0.9 p + 0.1 p is p but for the rounding."""
+    (p,) = model((3000,), device=device_of(backend))
+    before = p.detach().clone()
+    p.grad = torch.ones_like(p)
+    optimizer = fusedstep.MADGRAD([p], lr=0.0, backend=backend)
+    optimizer.step()
+    assert torch.equal(p, before) and torch.equal(optimizer.state[p]["x0"], before)
+    optimizer.step()
+    assert not torch.equal(p, before), "only the first"
 
 
 def test_sparse_gradients_are_not_clipped():

@@ -1,5 +1,6 @@
 // MADGRAD. Defazio & Jelassi, "Adaptivity without Compromise" (2021), Algorithm 1. Its k is t - 1,
-// the same for all parameters. Departure: with momentum 0, coordinates without a gradient keep p.
+// the same for all parameters. Departures: with momentum 0, coordinates without a gradient keep p;
+// a first step with lr 0, where z = p, keeps p to the bit.
 #pragma once
 
 #include "core/rule.h"
@@ -22,8 +23,8 @@ struct MADGRAD : RuleDefaults {
   };
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double*) {
-    const double momentum = hyper[1], weight_decay = hyper[2], eps = hyper[3];
-    const double decoupled = hyper[4], released = hyper[5];
+    const double weight_decay = hyper[2], eps = hyper[3], decoupled = hyper[4], released = hyper[5];
+    const double momentum = select(t == 1 && hyper[0] == 0.0, 1.0, hyper[1]);
     // released: lr + eps, unless lr is 0
     const double lr = select(released != 0.0 && hyper[0] != 0.0, hyper[0] + eps, hyper[0]);
     return {T(select(decoupled != 0.0, lr * weight_decay, 0.0)),

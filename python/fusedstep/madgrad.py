@@ -49,7 +49,9 @@ class MADGRAD(FusedOptimizer):
     momentum is 0, ``x0``, in float32 (float64 for float64). 32 bytes per float32 parameter and
     step, 28 with momentum 0.
 
-    Source: Defazio & Jelassi, "Adaptivity without Compromise" (2021), Algorithm 1.
+    Source: Defazio & Jelassi, "Adaptivity without Compromise" (2021), Algorithm 1. Departure: a
+    first step with lr = 0, where z is p, keeps p to the bit, because torch takes such a step to
+    create the states that it loads a distributed checkpoint into.
     """
 
     rule = "madgrad"

@@ -13,6 +13,7 @@ READ_ONLY = (1, 0)  # x0
 
 def scalars(hyper, t, carried, opmath):
     lr, momentum, weight_decay, eps, decoupled, released = hyper
+    momentum = select((t == 1) & (lr == 0.0), 1.0, momentum)
     # released: lr + eps, unless lr is 0
     lr = select((released != 0.0) & (lr != 0.0), lr + eps, lr)
     return SimpleNamespace(
