@@ -38,7 +38,7 @@ struct Launch {
   const float* grad_scale = nullptr;       // the gradients' loss scale, or null
   const float* found_inf = nullptr;        // non-zero: the step is skipped; or null
   const double* grad_norm_sq = nullptr;    // squared global norm to clip by, or null
-  std::uint32_t* ticket = nullptr;         // blocks that have finished; 0 between launches
+  std::uint32_t* ticket = nullptr;         // blocks that have read their counts; 0 between launches
 
   // Sums of squares (N7), for rules that have them. Slots number the chunks of all parameters of
   // the optimizer in its order; a segment is a stretch of slots that is summed, S of them.

@@ -79,7 +79,7 @@ class Launch:
         chunk: ``[chunks, 2]``, see :func:`chunk_table`.
         hyper: ``[R, H]`` float64 values: maximize, max_grad_norm, the rule's.
         source: ``[R, H]``, 0, or the address of a 0-d tensor to read instead (+1: float64).
-        ticket: ``[1]`` int32, counts blocks that have finished; 0 between launches.
+        ticket: ``[1]`` int32, counts blocks that have read their counts; 0 between launches.
         slot: ``[N]``, place of the tensor's first chunk among those of all parameters.
         passes: what a step runs, in order.
         norm: the pass that sums squared gradients, or None. grad_norm: what it sums them in.
