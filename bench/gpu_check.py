@@ -82,8 +82,8 @@ STAGES: list[dict[str, Part]] = [
                         "torch-foreach", "torch-optimi", "flashoptim", "bitsandbytes", "timm")},
     {"bench_dtypes": bench("bench_dtypes", "--set", "bert-large", "--peers", "none", "--dtype",
                            "bf16", "f16", "bf16-master", "bf16-state16")},
-    {"bench_host": bench("bench_host", "--set", "tiny", "bert-base", "--algorithms", "adamw",
-                         "madam", "lamb")},
+    {"bench_host": bench("bench_host", "--set", "tiny", "bert-base", "bert-large-bucket",
+                         "--algorithms", "adamw", "madam", "lamb")},
 ]  # fmt: skip
 
 

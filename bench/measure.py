@@ -30,7 +30,7 @@ class Side:
     """A contender's optimizer over its own parameters and gradients."""
 
     def __init__(self, contender: Contender, parameter_set: ParameterSet, clock: Clock):
-        self.contender, self.clock, mode = contender, clock, contender.mode
+        self.contender, self.clock = contender, clock
         self.groups = [
             {
                 "params": [self._parameter(shape) for shape in shapes],
@@ -40,12 +40,21 @@ class Side:
         ]
         self.params = [p for group in self.groups for p in group["params"]]
         self.optimizer = self.build()
-        for p in self.params:
-            p.grad = torch.randn_like(p, dtype=mode.grad)
+        for p, gradient in zip(self.params, self._gradients(parameter_set.bucket), strict=True):
+            p.grad = gradient
 
     def _parameter(self, shape) -> torch.nn.Parameter:
         mode = self.contender.mode
         return mode.parameter(torch.randn(shape, dtype=mode.param, device=self.clock.device))
+
+    def _gradients(self, bucket: bool) -> list[torch.Tensor]:
+        dtype = self.contender.mode.grad
+        if not bucket:
+            return [torch.randn_like(p, dtype=dtype) for p in self.params]
+        sizes = [p.numel() for p in self.params]
+        buffer = torch.randn(1 + sum(sizes), dtype=dtype, device=self.clock.device)
+        parts = buffer[1:].split(sizes)
+        return [part.view_as(p) for p, part in zip(self.params, parts, strict=True)]
 
     def build(self) -> torch.optim.Optimizer:
         return self.contender.build([dict(group) for group in self.groups])

@@ -14,6 +14,7 @@ Shape = tuple[int, ...]
 class ParameterSet:
     name: str
     groups: tuple[tuple[Shape, ...], ...]
+    bucket: bool = False  # whether gradients are parts of one buffer, none of which is aligned
 
     @property
     def tensors(self) -> int:
@@ -70,9 +71,11 @@ AXES = {  # what the cost of a step grows with
     "tensors": [f"{n}x8@1" for n in (10, 30, 100, 300, 1000, 3000, 10_000)],
     "groups": [f"465x8@{n}" for n in (1, 2, 5, 15, 50, 150, 465)],
 }
+BUCKET = "-bucket"
 HELP = (
-    f"{', '.join([*MODELS, *UNIFORM])}; TENSORSxELEMENTS or TENSORSxELEMENTS@GROUPS; "
-    f"or a series of those: {', '.join(AXES)}"
+    f"{', '.join([*MODELS, *UNIFORM])}; a model's name and {BUCKET}: gradients are parts of one "
+    f"buffer, not aligned; TENSORSxELEMENTS or TENSORSxELEMENTS@GROUPS; or a series of those: "
+    f"{', '.join(AXES)}"
 )
 
 
@@ -84,10 +87,11 @@ def parse(name: str) -> list[ParameterSet]:
     """
     if name in AXES:
         return [parameter_set for point in AXES[name] for parameter_set in parse(point)]
-    if name in MODELS:  # decay and no decay, as Trainer makes them
-        matrices = tuple(shape for shape in MODELS[name] if len(shape) > 1)
-        others = tuple(shape for shape in MODELS[name] if len(shape) == 1)
-        return [ParameterSet(name, (matrices, others))]
+    model = name.removesuffix(BUCKET)
+    if model in MODELS:  # decay and no decay, as Trainer makes them
+        matrices = tuple(shape for shape in MODELS[model] if len(shape) > 1)
+        others = tuple(shape for shape in MODELS[model] if len(shape) == 1)
+        return [ParameterSet(name, (matrices, others), bucket=name != model)]
     match = re.fullmatch(r"(\d+)x(\d+)(?:@(\d+))?", UNIFORM.get(name, name))
     tensors, elements = (int(match[1]), int(match[2])) if match else (0, 0)
     groups = int(match[3]) if match and match[3] else min(2, tensors)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import __main__ as command
-from bench import contenders, device, measure, peers
+from bench import contenders, device, measure, parameter_sets, peers
 from bench import self_check as checking
 from bench.measure import Side
 from bench.parameter_sets import parse
@@ -105,6 +105,17 @@ def test_a_phase_of_the_host_is_what_its_name_says():
     assert side.optimizer is optimizer
     side.first()
     assert {int(state["step"]) for state in side.optimizer.state.values()} == {1}
+
+
+@pytest.mark.parametrize("mode", ["f32", "bf16"])
+def test_gradients_in_a_bucket_are_not_aligned(mode, monkeypatch):
+    monkeypatch.setitem(parameter_sets.MODELS, "small", [(8, 4), (4,)])
+    (contender,) = contenders.ours("adamw", "cpu", contenders.MODES[mode])
+    side = Side(contender, parse("small-bucket")[0], device.Cpu())
+    gradients = [p.grad for p in side.params]
+    assert len({g.untyped_storage().data_ptr() for g in gradients}) == 1
+    assert all(g.data_ptr() % 8 and p.data_ptr() % 16 == 0 for g, p in zip(gradients, side.params))
+    side.step()
 
 
 def test_no_side_finds_its_data_in_caches_more_often_than_the_other(monkeypatch):
