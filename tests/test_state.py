@@ -68,14 +68,14 @@ def test_saved_and_loaded_training_continues_bitwise(case, mode):
 @each_mode
 @every_class
 def test_a_distributed_checkpoint_continues_bitwise(cls, mode, tmp_path):
-    case = testing.Case(cls.__name__, cls, (("weight_decay", 0.1),))
+    case = testing.Case(cls.__name__, cls, (("weight_decay", 1e-3),))
     resume(case, mode, through_a_distributed_checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("backend", [*TESTED_BACKENDS, "reference"])
 @every_class
 def test_another_backend_continues_bitwise(cls, backend):
-    case = testing.Case(cls.__name__, cls, (("weight_decay", 0.1),))
+    case = testing.Case(cls.__name__, cls, (("weight_decay", 1e-3),))
     resume(case, testing.MODES[-1], through_a_file, None, backend, steps=4)
 
 
