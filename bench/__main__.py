@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import contenders, device, parameter_sets, peers, results, tables, training
+from . import contenders, device, pages, parameter_sets, peers, results, tables, training
 from .contenders import Contender
 from .measure import Run, Task, measure
 from .self_check import self_check
@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = options(arguments)
         if chosen.command == "tables":
-            changed = tables.write_pages()
+            changed = pages.write_pages()
             print(f"rewritten: {', '.join(page.name for page in changed) or 'nothing had changed'}")
             return 0
         where = device.choose(chosen.device)

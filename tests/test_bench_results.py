@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from bench import growth, measure, plots, results, tables, training
+from bench import growth, measure, pages, plots, results, tables, training
 from bench.parameter_sets import AXES, parse
 from tests.test_bench import bench, little_work  # noqa: F401, a fixture
 
@@ -139,11 +139,11 @@ def test_the_terminal_says_once_what_all_rows_share():
 BLOCKS = {"README.md": 1, "speed.md": 4}
 
 
-@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
 def test_tables_of_a_page_are_those_of_the_results_of_record(page):
     text = page.read_text(encoding="utf-8")
-    assert len(tables.BLOCK.findall(text)) == text.count("<!-- bench ") == BLOCKS[page.name]
-    new = tables.written(text, results.of_record(), page.parent)
+    assert len(pages.BLOCK.findall(text)) == text.count("<!-- bench ") == BLOCKS[page.name]
+    new = pages.written(text, results.of_record(), page.parent)
     assert new == text, "run `.venv/bin/python -m bench tables`"
 
 
@@ -154,14 +154,14 @@ def test_a_page_gets_a_table_for_every_machine():
     measure.fill_ratios(rows)
     found = {"one": content_of("2026-01-02 03:04:05 UTC", *rows)}
     text = "<!-- bench speed -->\nold\n<!-- end -->\n<!-- bench host -->\n<!-- end -->\n"
-    new = tables.written(text, found)
+    new = pages.written(text, found)
     assert "old" not in new and "Some (R) CPU, 2 cores; torch 2; 2026-01-02:" in new
     assert new.index("bert-base, f32:") < new.index("bert-large, f32:"), "most rows come first"
     assert "| x fastest peer | x one thread | bf16 |" in new
     assert "| AdamW | fusedstep cpu | 2 s | 50% | 1.50 | 1.50 |  | 1.50 | 3.00 |" in new
     assert "LAMB" not in new, "threads are told apart in the results alone"
     assert "| AdamW | fusedstep cpu |  | 2 s (x 1.50) |  |  |" in new
-    assert tables.written(new, found) == new
+    assert pages.written(new, found) == new
 
 
 def test_a_table_names_the_commits_of_its_own_rows():
@@ -176,7 +176,7 @@ def test_a_table_names_the_commits_of_its_own_rows():
         for run, revision in runs.items()
     }
     text = "<!-- bench speed -->\n<!-- end -->\n<!-- bench host -->\n<!-- end -->\n"
-    new = tables.written(text, {"one": content})
+    new = pages.written(text, {"one": content})
     assert "torch 2; commits aaaaaaa, bbbbbbb with changes; 1 UTC, 2 UTC:" in new
     assert "torch 2; commit ccccccc; 3 UTC:" in new
 
@@ -204,7 +204,7 @@ def test_a_summary_has_a_column_for_every_backend_of_a_machine_gpus_first():
         measure.fill_ratios(rows)
     found = {"cpu": content_of("monday", *ours), "gpu": content_of("tuesday", *on_gpu)}
     found["gpu"]["machine"] = found["gpu"]["machine"] | {"gpu": "Fast"}
-    new = tables.written("<!-- bench summary -->\n<!-- end -->\n", found)
+    new = pages.written("<!-- bench summary -->\n<!-- end -->\n", found)
     columns = "Fast, cuda, bert-large | Fast, triton, bert-large"
     assert f"| algorithm | {columns} | Some (R) CPU, 2 cores, cpu, bert-base |" in new
     assert "| AdamW | 6.00x, 200% | 6.00x, 200% | 1.50x, 50% |" in new
@@ -220,7 +220,7 @@ def test_the_share_of_a_training_step_is_measured_and_told(tmp_path, capsys):
         assert 0 < one["optimizer_seconds"] < one["seconds"] and one["parameters"] > 100_000
         assert one["optimizer_share"] == one["optimizer_seconds"] / one["seconds"]
     assert "its share" in capsys.readouterr().out
-    new = tables.written("<!-- bench training -->\n<!-- end -->\n", {"one": results.read(out)})
+    new = pages.written("<!-- bench training -->\n<!-- end -->\n", {"one": results.read(out)})
     assert "| algorithm | by | training step | optimizer | its share | x torch fused |" in new
     assert new.count("fusedstep cpu") == 2
 
