@@ -150,7 +150,7 @@ def multi_tensor_apply(
             # whether there is a gradient beside other columns
             GRAD_BESIDE: tl.constexpr = READS_GRAD and (READS_PARAM or STATES > 0)
             # these first: they are under way while the prologue waits
-            alignment = 0 if GRAD_BESIDE else gradient
+            alignment = gradient if READS_GRAD and not GRAD_BESIDE else 0
             param = None
             master = None
             if READS_PARAM or MOVES_PARAM:

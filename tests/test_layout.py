@@ -214,3 +214,29 @@ def test_a_parameter_that_is_listed_twice_is_told():
     give_gradients(params)
     with pytest.raises(ValueError, match="parameter 1 is parameter 0 again. List it once"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("cls", [fusedstep.LAMB, fusedstep.AvaGrad, fusedstep.AdamW])
+def test_a_gradient_that_is_not_aligned_holds_up_no_other_column(cls, monkeypatch):
+    """Nor LAMB's second pass and AvaGrad's survey, which do not read it."""
+    pytest.importorskip("triton")
+    from fusedstep.kernels import launch, multi_tensor_apply
+
+    if not launch.INTERPRETED:
+        pytest.skip("compiled kernels do not show which way they go")
+    apply_block, found = multi_tensor_apply.apply_block, []
+
+    def watched(*given):
+        of = dict(zip(apply_block.arg_names, given, strict=True))
+        names = ("READS_GRAD", "READS_PARAM", "WHOLE", "WHOLE_GRAD")
+        found.append(tuple(bool(getattr(of[name], "value", of[name])) for name in names))
+        return apply_block(*given)
+
+    monkeypatch.setattr(multi_tensor_apply, "apply_block", watched)
+    p = torch.nn.Parameter(torch.ones(4096))
+    p.grad = torch.ones(4097)[1:]
+    cls([p], backend="triton").step()
+    for reads_grad, reads_param, *whole in found:
+        norm = reads_grad and not reads_param
+        assert whole == [not norm, not reads_grad]
+    assert found
