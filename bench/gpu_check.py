@@ -40,7 +40,8 @@ SMALL = (
     "chosen = ('adamw', 'madam-paper', 'avagrad-released', 'lamb')\n"
     "for case in (c for c in testing.CASES if c.id in chosen):\n"
     "    for mode in testing.MODES[:1] + testing.MODES[-1:]:\n"
-    "        testing.run(case, mode, 'ragged', 'cuda', 'cuda', steps=3)\n"
+    "        for shapes in ('ragged', 'bucket'):\n"
+    "            testing.run(case, mode, shapes, 'cuda', 'cuda', steps=3)\n"
 )
 
 

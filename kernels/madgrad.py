@@ -9,6 +9,7 @@ from .numerics import cbrt, div, ema, float64, neg, select, sqrt
 @triton.jit
 def scalars(hyper, t, carried, opmath: tl.constexpr):
     lr, momentum, weight_decay, eps, decoupled, released = hyper
+    # a first step with lr 0: c = 0
     momentum = select((t == 1) & (lr == 0.0), float64(1.0), momentum)
     # released: lr + eps, unless lr is 0
     lr = select((released != 0.0) & (lr != 0.0), lr + eps, lr)
@@ -45,12 +46,12 @@ def update(s, g, p, state, variant: tl.constexpr):
     sum = sum + lam * g
     # z = x0 - s / (cbrt(nu) + eps)
     z = dual(x0, sum, nu, eps)
-    # p = (1 - c) p + c z
+    # p = (1 - c) p + c z, p where c is 0
     if without_momentum:
         p = select(g == 0.0, p, z)
         new_state = (nu, sum)
     else:
-        p = ema(p, z, momentum, one_minus_momentum)
+        p = select(one_minus_momentum == 0.0, p, ema(p, z, momentum, one_minus_momentum))
         new_state = (nu, sum, x0)
     # decoupled: p -= lr wd p, of p before the step
     return select(decoupled_decay != 0.0, p - decoupled_decay * before, p), new_state

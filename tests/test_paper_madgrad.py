@@ -260,6 +260,8 @@ def test_a_parameter_with_sparse_gradients_may_have_any_strides():
 def test_a_first_step_at_rate_zero_keeps_the_parameter(backend):
     """torch takes one to make states. 0.9 p + 0.1 p is p but for the rounding."""
     (p,) = model((3000,), device=device_of(backend))
+    with torch.no_grad():
+        p[:3] = torch.tensor([torch.inf, -torch.inf, -0.0])
     before = p.detach().clone()
     p.grad = torch.ones_like(p)
     optimizer = fusedstep.MADGRAD([p], lr=0.0, backend=backend)

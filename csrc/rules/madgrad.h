@@ -24,6 +24,7 @@ struct MADGRAD : RuleDefaults {
 
   static FUSEDSTEP_HD Scalars scalars(const double* hyper, std::int64_t t, double*) {
     const double weight_decay = hyper[2], eps = hyper[3], decoupled = hyper[4], released = hyper[5];
+    // a first step with lr 0: c = 0
     const double momentum = select(t == 1 && hyper[0] == 0.0, 1.0, hyper[1]);
     // released: lr + eps, unless lr is 0
     const double lr = select(released != 0.0 && hyper[0] != 0.0, hyper[0] + eps, hyper[0]);
@@ -59,9 +60,9 @@ struct MADGRAD : RuleDefaults {
     sum = sum + s.lam * g;
     // z = x0 - s / (cbrt(nu) + eps)
     const V z = dual(x0, sum, nu, s.eps);
-    // p = (1 - c) p + c z
+    // p = (1 - c) p + c z, p where c is 0
     if constexpr (kMomentum)
-      p = ema(p, z, s.momentum, s.one_minus_momentum);
+      p = select(s.one_minus_momentum == T(0), p, ema(p, z, s.momentum, s.one_minus_momentum));
     else
       p = select(g == T(0), p, z);
     // decoupled: p -= lr wd p, of p before the step

@@ -13,6 +13,7 @@ READ_ONLY = (1, 0)  # x0
 
 def scalars(hyper, t, carried, opmath):
     lr, momentum, weight_decay, eps, decoupled, released = hyper
+    # a first step with lr 0: c = 0
     momentum = select((t == 1) & (lr == 0.0), 1.0, momentum)
     # released: lr + eps, unless lr is 0
     lr = select((released != 0.0) & (lr != 0.0), lr + eps, lr)
@@ -46,7 +47,10 @@ def update(s, g, p, state, variant):
     state[:2] = nu, sum
     # z = x0 - s / (cbrt(nu) + eps)
     z = dual(x0, sum, nu, s.eps)
-    # p = (1 - c) p + c z
-    p = ema(p, z, s.momentum, s.one_minus_momentum) if momentum else select(g == 0, p, z)
+    # p = (1 - c) p + c z, p where c is 0
+    if momentum:
+        p = select(s.one_minus_momentum == 0, p, ema(p, z, s.momentum, s.one_minus_momentum))
+    else:
+        p = select(g == 0, p, z)
     # decoupled: p -= lr wd p, of p before the step
     return select(s.decoupled_decay != 0, p - s.decoupled_decay * before, p)
