@@ -107,7 +107,7 @@ __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue
   constexpr int kStride = kThreads * kUnit<T>;
   const Columns<Rule> columns(launch, tensor, grad);
   const int whole = columns.aligned ? n / kStride * kStride : 0;
-  const int ahead = !kGradBeside<Rule> || columns.grad_aligned ? whole : 0;
+  const int ahead = columns.grad_aligned ? whole : 0;
   const std::int64_t own = begin + int(threadIdx.x) * kUnit<T>;
   Lanes<Rule> lanes;
   Loaded<Rule> next;
