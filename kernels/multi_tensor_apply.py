@@ -176,35 +176,25 @@ def multi_tensor_apply(
             if EMITS:
                 for _ in tl.static_range(SUMS):
                     lanes += (tl.zeros((LANES,), tl.float64),)
-            # Full blocks of aligned memory without masks, or those where only the gradient is not
-            # aligned; then what is left. The same arithmetic for all (N10).
+            # Full blocks of aligned memory without masks; those where only the gradient is not
+            # aligned; what is left. The same arithmetic for all (N10).
             n = tl.minimum(left, size).to(tl.int32)
             whole = tl.where((alignment & 15) == 0, n - n % BLOCK, 0)
             ahead = whole
             if GRAD_BESIDE:
                 ahead = tl.where((gradient & 15) == 0, whole, 0)
-            for offset in tl.range(0, ahead, BLOCK, num_stages=STAGES):
-                lanes = apply_block(
-                    s, coefficient, scale, kept, gradient, param, master, states, lanes, begin,
-                    offset, n, update, variant, FADING, opmath, param_dtype, grad_dtype,
-                    exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM, MOVES_PARAM, READ_ONLY,
-                    BLOCK, True, True,
-                )  # fmt: skip
-            if GRAD_BESIDE:
-                for offset in range(0, whole - ahead, BLOCK):
-                    lanes = apply_block(
-                        s, coefficient, scale, kept, gradient, param, master, states, lanes, begin,
-                        offset, n, update, variant, FADING, opmath, param_dtype, grad_dtype,
-                        exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM, MOVES_PARAM, READ_ONLY,
-                        BLOCK, True, False,
-                    )  # fmt: skip
-            for offset in range(whole, n, BLOCK):
-                lanes = apply_block(
-                    s, coefficient, scale, kept, gradient, param, master, states, lanes, begin,
-                    offset, n, update, variant, FADING, opmath, param_dtype, grad_dtype,
-                    exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM, MOVES_PARAM, READ_ONLY,
-                    BLOCK, False, False,
-                )  # fmt: skip
+            firsts, ends = (0, 0, whole), (ahead, whole - ahead, n)
+            for part in tl.static_range(3):
+                if part != 1 or GRAD_BESIDE:
+                    for offset in tl.range(
+                        firsts[part], ends[part], BLOCK, num_stages=STAGES if part == 0 else 1
+                    ):
+                        lanes = apply_block(
+                            s, coefficient, scale, kept, gradient, param, master, states, lanes,
+                            begin, offset, n, update, variant, FADING, opmath, param_dtype,
+                            grad_dtype, exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM,
+                            MOVES_PARAM, READ_ONLY, BLOCK, part < 2, part == 0,
+                        )  # fmt: skip
             if EMITS:
                 for k in tl.static_range(SUMS):
                     tl.store(place + k * slots, fold(lanes[k]))
