@@ -216,9 +216,9 @@ const char* why_not() {
 }
 
 struct CudaEngine {
-  template <class Rule>
-  static void add(unsigned variant) {
-    static CudaKernel kernel{facts<Rule>(variant), &apply<Rule>, &why_not<Rule>, nullptr};
+  template <class Rule, unsigned kVariant>
+  static void add() {
+    static CudaKernel kernel{facts<Rule>(kVariant), &apply<Rule>, &why_not<Rule>, nullptr};
     register_kernel(&kernel);
   }
 };

@@ -196,6 +196,14 @@ def test_a_source_archive_has_all_but_what_is_gits(tmp_path):
     assert len(names) > 80 and set(names) <= found
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_registering_kernels_computes_nothing():
+    """It is compiled for every instruction set, and runs before the processor is asked for its."""
+    command = ["c++", "-std=c++17", "-Icsrc", "-S", "-o", "-", "csrc/cpu/grad_norm.cpp"]
+    code = subprocess.check_output(command, cwd=ROOT, text=True)
+    assert "register_kernel" in code and "__cxa_guard" not in code
+
+
 def test_without_triton_the_rest_works():
     done = import_without("triton")
     assert done.returncode == 0, done.stderr

@@ -122,14 +122,14 @@ constexpr bool kReadsSums = Rule::kSums > 0 && Rule::kMovesParam;
 template <class Rule>
 constexpr int kMoved = Rule::kStates - Rule::kReadOnly;
 
-// Hands every variant of a rule, in both opmaths, to `Engine::add<Rule>(variant)`.
+// Hands every variant of a rule, in both opmaths, to `Engine::add<Rule, variant>()`.
 template <template <class, unsigned> class Rule, class Engine>
 struct RegisterRule {
   RegisterRule() { all(std::make_integer_sequence<unsigned, Rule<float, 0>::kVariants>()); }
   template <unsigned... kVariant>
   static void all(std::integer_sequence<unsigned, kVariant...>) {
-    (Engine::template add<Rule<float, kVariant>>(kVariant), ...);
-    (Engine::template add<Rule<double, kVariant>>(kVariant), ...);
+    (Engine::template add<Rule<float, kVariant>, kVariant>(), ...);
+    (Engine::template add<Rule<double, kVariant>, kVariant>(), ...);
   }
 };
 

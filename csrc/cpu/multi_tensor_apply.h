@@ -241,9 +241,9 @@ void apply(const Launch& launch, int threads) {
 }
 
 struct CpuEngine {
-  template <class Rule>
-  static void add(unsigned variant) {
-    static CpuKernel kernel{facts<Rule>(variant), FUSEDSTEP_STRING(FUSEDSTEP_LEVEL), &apply<Rule>,
+  template <class Rule, unsigned kVariant>
+  static void add() {
+    static CpuKernel kernel{facts<Rule>(kVariant), FUSEDSTEP_STRING(FUSEDSTEP_LEVEL), &apply<Rule>,
                             nullptr};
     register_kernel(&kernel);
   }
