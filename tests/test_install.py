@@ -100,6 +100,22 @@ def test_kernels_are_built_for_the_gpus_that_the_compiler_knows(tmp_path, gpus, 
     assert f"fusedstep: CUDA kernels for {built} " in told
 
 
+def test_fast_math_is_not_linked_either(tmp_path):
+    """GCC before 13 would link code that makes whoever imports the module flush subnormals."""
+    flags = "-Ofast -ffast-math -funsafe-math-optimizations"
+    status, told = configure(tmp_path / "build", "OFF", CXXFLAGS=flags)
+    assert status == 0, told
+    ninja = shutil.which("ninja", path=os.pathsep.join([str(TOOLS), os.environ["PATH"]]))
+    listed = [ninja, "-C", tmp_path / "build", "-t", "commands"]
+    *_, last = subprocess.check_output(listed, text=True).splitlines()
+    link = [word for word in last.split(" && ")[1].split() if not word.endswith(".o")]
+    nothing = ["-###", "-x", "c++", os.devnull]
+    done = subprocess.run([*link, *nothing], cwd=tmp_path, capture_output=True, text=True)
+    assert flags in " ".join(link) and "-shared" in link
+    assert done.returncode == 0, done.stderr
+    assert "crtfastmath" not in done.stderr
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """What setup.py itself needs, and a cmake that says what it was asked for."""
