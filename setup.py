@@ -14,6 +14,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 DEFAULTS = {"FUSEDSTEP_CUDA": "AUTO", "FUSEDSTEP_CUDA_ARCHS": ""}
+# What CMake takes from the environment when its folder begins, and not again.
+FLAGS = ("CXXFLAGS", "LDFLAGS", "CUDAFLAGS")
+TAKEN = ("CXX", "CUDACXX", "CUDAHOSTCXX", "CUDA_HOME", "CUDA_PATH", *FLAGS)
 
 
 class BuildWithCMake(build_ext):
@@ -27,7 +30,7 @@ class BuildWithCMake(build_ext):
             )
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept: rebuilds are short
-        forget_unless_made_for(build, f"{ROOT} {os.environ.get('CXX', '')}")
+        forget_unless_made_for(build, repr([str(ROOT), *map(os.environ.get, TAKEN)]))
         # All are named, because the folder remembers those of the last build.
         options = {name: os.environ.get(name, default) for name, default in DEFAULTS.items()}
         options |= {
@@ -43,7 +46,7 @@ class BuildWithCMake(build_ext):
 
 
 def forget_unless_made_for(build: Path, maker: str) -> None:
-    """CMake keeps to the compiler and the checkout that its folder began with."""
+    """CMake keeps to the compilers, flags and checkout that its folder began with."""
     stamp = build / "made-for"
     if build.exists() and not (stamp.exists() and stamp.read_text() == maker):
         shutil.rmtree(build)

@@ -157,6 +157,9 @@ def test_another_compiler_or_place_begins_a_build_anew(checkout):
     assert build(checkout).returncode == 0
     assert kept(checkout)
     assert not kept(checkout, CXX="clang++") and kept(checkout, CXX="clang++")
+    for name in "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS", "CUDA_HOME":
+        assert not kept(checkout, CXX="clang++", **{name: "-g"}), name
+        assert not kept(checkout, CXX="clang++")
     assert not kept(checkout.rename(checkout.parent / "moved"), CXX="clang++")
 
 
