@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.optim.optimizer import (
@@ -11,8 +13,11 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def with_hooks(step):
+
+def with_hooks(step: Callable[P, R]) -> Callable[P, R]:
     """What torch makes of every optimizer's ``step(self, closure=None)``: it runs hooks, and a
     profiler sees its name. That costs as much as a hundred small tensors, so it is left out where
     there is neither hook nor profiler; and where a subclass overrides ``step``, which torch then
@@ -20,8 +25,8 @@ def with_hooks(step):
     hooked = Optimizer.profile_hook_step(step)
 
     @functools.wraps(step)
-    def wrapper(*args, **kwargs):
-        self = args[0]
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        self: Any = args[0]
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
