@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 
 #if defined(__CUDACC__)
@@ -163,7 +162,7 @@ FUSEDSTEP_HD V cbrt(V x) {
   constexpr W sign = W(1) << (wide ? 63 : 31);
   constexpr W drop = wide ? 22 : 13, third = wide ? 1398101 : 2731;  // 2^drop / 3
   constexpr W start = wide ? 0x553EE90FF9724800 : 0x54A30000;        // 4/3 of one's bits, tuned
-  constexpr T smallest = std::numeric_limits<T>::min();
+  constexpr T smallest = wide ? T(0x1p-1022) : T(0x1p-126);          // that is normal
 
   const WordOf<V> bits = bit_cast<WordOf<V>>(x);
   const V size = bit_cast<V>(bits & ~sign);
