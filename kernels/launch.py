@@ -18,6 +18,12 @@ DTYPES = {
     torch.float16: tl.float16,
 }
 INTERPRETED = not isinstance(multi_tensor_apply, triton.JITFunction)
+NUMPY = tuple(map(int, np.__version__.split(".")[:2]))
+if INTERPRETED and NUMPY >= (2, 4) and triton.__version__.startswith("3.6."):
+    raise ImportError(
+        f"to interpret, triton {triton.__version__} needs numpy before 2.4, and this is "
+        f"{np.__version__}; run `pip install 'numpy<2.4'`"
+    )
 # the main loop asks for more stages itself
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
 PIECES = 4  # programs that share a chunk

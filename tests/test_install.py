@@ -229,6 +229,17 @@ def test_without_triton_the_rest_works():
     assert "run `pip install triton`" in done.stdout and "cpu None" in done.stdout
 
 
+def test_a_numpy_that_breaks_tritons_interpreter_is_told():
+    program = """
+import numpy, triton, fusedstep
+numpy.__version__, triton.__version__ = "2.10.0", "3.6.1"
+print(fusedstep.why_unavailable()["triton"])
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    told = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+    assert "triton 3.6.1 needs numpy before 2.4" in told and "'numpy<2.4'" in told
+
+
 def test_without_native_code_the_rest_works_and_the_reason_is_told():
     done = import_without("fusedstep._native", "triton")
     assert "moved True" in done.stdout
