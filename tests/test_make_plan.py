@@ -240,6 +240,12 @@ CONTAINERS = {
     "parameter 1: its state is a UserDict": lambda optimizer: optimizer.state.update(
         {p: UserDict(optimizer.state[p]) for p in optimizer.param_groups[0]["params"][1:]}
     ),
+    'AdamW: its "param_groups" is a tuple': lambda optimizer: setattr(
+        optimizer, "param_groups", tuple(optimizer.param_groups)
+    ),
+    "group 0: it is a UserDict": lambda optimizer: setattr(
+        optimizer, "param_groups", [UserDict(optimizer.param_groups[0])]
+    ),
     'its "params" is a ParameterList': lambda optimizer: optimizer.param_groups[0].update(
         params=torch.nn.ParameterList(optimizer.param_groups[0]["params"])
     ),

@@ -16,7 +16,7 @@ from .keeps_state import KeepsState
 from .make_plan import make_plan
 from .options import Chosen, Hyper
 from .plan import Plan
-from .watch import Watch
+from .watch import Watch, require
 
 
 class FusedOptimizer(KeepsState):
@@ -246,16 +246,16 @@ class FusedOptimizer(KeepsState):
         """Every group's hyper-parameters: checked, and in a new list, if an option changed."""
         if self._options is not None and self._options.holds(self.param_groups):
             return self._rows
-        for i, group in enumerate(self.param_groups):
+        groups = self.param_groups
+        require(type(self).__name__, 'its "param_groups"', groups, list)
+        for i, group in enumerate(groups):
+            require(self.where(i), "it", group, dict)
             self.check_group(self.where(i), group)
-        rows = [
-            (g["maximize"], options.clip_at(g), *self._hyper_values(g)) for g in self.param_groups
-        ]
-        kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in self.param_groups]
+        rows = [(g["maximize"], options.clip_at(g), *self._hyper_values(g)) for g in groups]
+        kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in groups]
         if kernels != self._kernels:
             self._plan = None
-        self._kernels, self._rows = kernels, rows
-        self._options = Watch(self.param_groups, without="params")
+        self._kernels, self._rows, self._options = kernels, rows, Watch(groups, without="params")
         return rows
 
     def where(self, group: int, param: int | None = None) -> str:
