@@ -143,14 +143,15 @@ def test_writes_that_torch_does_not_count_are_taken_up_by_loading():
     assert_same(*found)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("cls", [fusedstep.AvaGrad, fusedstep.LAMB])
 @pytest.mark.parametrize("loads", [False, True], ids=["steps", "loads"])
-def test_what_is_done_under_inference_mode_is_as_elsewhere(cls, loads):
-    """Tensors that are made there have no counts of writes."""
+def test_what_is_done_under_inference_mode_is_as_elsewhere(cls, loads, backend):
+    """Tensors that are made there have no counts of writes, and torch writes none elsewhere."""
     found = []
     for inference in (True, False):
         params = model()
-        optimizer = cls(params)
+        optimizer = cls(params, backend=backend)
         if loads:
             train(optimizer, params, 1)
         with torch.inference_mode(inference):
@@ -159,5 +160,9 @@ def test_what_is_done_under_inference_mode_is_as_elsewhere(cls, loads):
             else:
                 train(optimizer, params, 2)
         train(optimizer, params, 2, seed=1)
+        with torch.inference_mode(inference):
+            for p in params:
+                list(optimizer.state[p].values())[2].mul_(4.0)
+        train(optimizer, params, 1, seed=2)
         found.append(stored(optimizer, params))
     assert_same(*found)

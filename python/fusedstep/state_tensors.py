@@ -133,6 +133,8 @@ def _make_consistent(
 
 def _fits(value: Any, p: torch.Tensor, spec: StateSpec) -> bool:
     """Whether kernels can take an entry as it is."""
+    if isinstance(value, torch.Tensor) and _is_inference(value):
+        return False
     if not spec.scalar and shards.is_dtensor(p) and isinstance(value, torch.Tensor):
         if not shards.alike(value, p):
             return False
@@ -152,7 +154,7 @@ def _fits(value: Any, p: torch.Tensor, spec: StateSpec) -> bool:
 def _fitted(value: Any, p: torch.Tensor, spec: StateSpec, copy: bool = False) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):  # a number
         value = torch.tensor(float(value), dtype=torch.float64, device=p.device)
-    if value.requires_grad:  # it is another's, or keeps a graph alive
+    if value.requires_grad or _is_inference(value):  # it is another's, or keeps a graph alive
         value, copy = value.detach(), True
     if spec.scalar:
         return value.reshape(()).to(p.device, spec.dtype, copy=copy).resolve_neg()
@@ -160,3 +162,9 @@ def _fitted(value: Any, p: torch.Tensor, spec: StateSpec, copy: bool = False) ->
     like = (value.dtype, value.device) == (spec.dtype, p.device)
     like = like and memory.same_layout(shards.local(p), shards.local(value))
     return value if like and not copy else torch.empty_like(p, dtype=spec.dtype).copy_(value)
+
+
+def _is_inference(t: torch.Tensor) -> bool:
+    """Whether a tensor was made in inference mode: torch does not count writes into it, and refuses
+    them elsewhere."""
+    return t.is_inference() or shards.local(t).is_inference()

@@ -22,7 +22,7 @@ class WriteCounts:
     def __init__(self, launches: list, served: list[list[torch.Tensor]], surveyed: Iterable):
         self._launches, self._served = launches, served
         self._distributed = any(shards.is_dtensor(p) for params in served for p in params)
-        self._surveyed = [weakref.ref(t) for t in surveyed if not t.is_inference()]
+        self._surveyed = [weakref.ref(t) for t in surveyed]
         # Who writes into one parameter usually writes into all; to look at all would take long.
         ends = [
             p
