@@ -54,6 +54,24 @@ def test_what_a_hook_made_of_a_checkpoint_is_judged_and_not_what_it_was_given():
         optimizer.load_state_dict(theirs.state_dict())
 
 
+def test_an_interrupt_while_one_is_loaded_loses_no_state_of_the_next(monkeypatch):
+    """Also if it comes before what the first one set up is taken down."""
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 2)
+    saved, before = copy.deepcopy(optimizer.state_dict()), stored(optimizer, params)
+
+    def stops(handle):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.utils.hooks.RemovableHandle, "remove", stops)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(saved)
+    assert_same(stored(optimizer, params), before)
+
+
 def test_a_count_may_be_an_int32():
     params = model()
     optimizer = fusedstep.AdamW(params)

@@ -96,16 +96,16 @@ class KeepsState(torch.optim.Optimizer):
                 of 16-bit parameters are left out, because ``master_weights`` is False.
         """
 
-        given = state_dict
-
-        def keep_from_torch(_, loaded):
-            nonlocal given  # other hooks may have made another of it
-            self._loading = given = loaded
+        def keep_from_torch(_, loaded):  # the last hook: others may have made another of it
+            if self._loading is None:  # an interrupt may have left an earlier hook of ours
+                self._loading = loaded
             return {**loaded, "state": {}}
 
+        self._loading = None
         hook = self.register_load_state_dict_pre_hook(keep_from_torch)
         try:
             super().load_state_dict(state_dict)
+            given = self._loading or state_dict
         finally:
             hook.remove()
             self._loading = None
