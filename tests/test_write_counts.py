@@ -31,6 +31,20 @@ def test_backward_through_what_a_step_changed_is_an_error(cls, backend, device):
             loss.backward()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_backward_may_be_allowed_to_go_on_from_copies(backend):
+    """Which torch makes as soon as an operation is about to write."""
+    (p,) = params = model((4,))
+    optimizer = fusedstep.AdamW(params, backend=backend)
+    for _ in range(2):
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            loss, want = p.pow(3).sum(), 3 * p.detach().square()
+            train(optimizer, params, 1)
+            p.grad = None
+            loss.backward()
+        assert torch.equal(p.grad, want)
+
+
 @pytest.mark.parametrize("older_torch", [False, True])
 def test_what_has_no_gradient_is_not_counted(older_torch, monkeypatch):
     if older_torch:

@@ -155,8 +155,7 @@ class FusedOptimizer(KeepsState):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not of FSDP1's
         parameters, whose scaler there tells the other processes of an infinity."""
-        params = (p for group in self.param_groups for p in group["params"])
-        return not any(map(shards.is_flattened, params))
+        return not any(shards.is_flattened(p) for g in self.param_groups for p in g["params"])
 
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
     @with_hooks
@@ -224,6 +223,7 @@ class FusedOptimizer(KeepsState):
             else:
                 for launch in plan.launches:
                     launch.step_table.send()
+            plan.write_counts.announce_step()
             for each in plan.rounds(self, capturing):
                 each.run()
         finally:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import shards
 
@@ -50,6 +51,17 @@ class WriteCounts:
 
     def _versions(self, p: torch.Tensor) -> list[int]:
         return [t._version for t in self._with_parts([p])]
+
+    def announce_step(self) -> None:
+        """Let torch's dispatch modes see that parameters with a gradient are about to change, which
+        kernels do not tell: ``allow_mutation_on_saved_tensors`` keeps copies for backward."""
+        if not is_in_torch_dispatch_mode():
+            return
+        with torch.no_grad():  # no decorator, which takes 2 us in every step
+            for launch, params in zip(self._launches, self._served, strict=True):
+                for p in launch.with_gradient(params):
+                    if not p.is_inference():
+                        p.copy_(p)  # moves nothing
 
     def count_step(self) -> None:
         """Count a change of every parameter with a gradient: kernels do not do so by themselves. A
