@@ -190,6 +190,27 @@ def test_torch_may_swap_parameters_after_a_step(convert):
     assert optimizer.state[layer.weight]["step"] == 2
 
 
+def test_states_live_as_long_as_the_step_that_made_them(monkeypatch):
+    """Another thread that takes its first step meanwhile makes its own, and the last ones stay."""
+    params, alive = model(), []
+    optimizer = fusedstep.AdamW(params)
+    apply = CpuBackend.apply
+
+    def another_steps(backend, launch, work):
+        held = [weakref.ref(t) for state in optimizer.state.values() for t in state.values()]
+        monkeypatch.setattr(CpuBackend, "apply", apply)
+        optimizer.state.clear()
+        optimizer.step()
+        apply(backend, launch, work)
+        alive.extend(ref() is not None for ref in held)
+
+    monkeypatch.setattr(CpuBackend, "apply", another_steps)
+    train(optimizer, params, 1)
+    assert len(alive) == 3 * len(params) and all(alive)
+    train(optimizer, params, 1)
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2] * len(params)
+
+
 def test_gradients_live_as_long_as_a_kernel_reads_them(monkeypatch):
     """Another thread may drop them meanwhile."""
     params, alive = model(), []

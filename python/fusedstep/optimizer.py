@@ -204,8 +204,7 @@ class FusedOptimizer(KeepsState):
                 self._warn_of_edits()
             self._plan = None  # a step that fails may leave sums half done: plan anew then
             self._run(plan, rows, grads, capturing)
-        if not plan.touched:
-            self._plan = plan
+        self._plan = plan.for_later()
         return loss
 
     def _run(self, plan: Plan, rows: list[tuple], grads: list, capturing: bool) -> None:

@@ -81,15 +81,15 @@ class Plan:
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
         self.write_counts = WriteCounts(launches, served, surveyed)
         self._basis, self._gatherer = self._basis_now(), None
-        if not touched and optimizer.backend != "reference":  # which takes tensors, not addresses
+        # The reference takes tensors, not addresses; and a sparse step puts back what it gathered.
+        self._by_address = not touched and optimizer.backend != "reference"
+        if self._by_address:
             codes = [-1 if dtype is None else DTYPE_CODES[dtype] for dtype in self._dtypes]
             places = [0] * len(codes)
             for launch in launches:
                 for i, place in launch.gradient_places():
                     places[i] = place
             self._gatherer = _gatherer(self._params, codes, places, fixed)
-            for launch in launches:
-                launch.let_go()
 
         def round_of(passes: Iterable[Pass | None]) -> Round:
             pairs = zip(launches, passes, strict=True)
@@ -112,6 +112,14 @@ class Plan:
         if before and all(map(_same, options, before[0])) and writes == before[1]:
             return self._rounds
         return [self._survey, *self._rounds]
+
+    def for_later(self) -> Plan | None:
+        """This plan, if more steps can have it. From now on it keeps no state alive, as it does in
+        its first step: another thread that takes its own may put other states in their place."""
+        if self._by_address:
+            for launch in self.launches:
+                launch.let_go()
+        return None if self.touched else self
 
     def backends_in_use(self) -> dict[str, str]:
         """The names of backends, by device."""
