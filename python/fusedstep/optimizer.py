@@ -64,11 +64,11 @@ class FusedOptimizer(KeepsState):
     surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
 
     backends_in_use: dict[str, str]  #: what runs the steps, by device: {"cuda:0": "triton"}
-    backend: str = Chosen(("auto",), BACKENDS)  # type: ignore[assignment]
-    master_weights: bool = Chosen((False, True))  # type: ignore[assignment]
-    state_dtype: torch.dtype | None = Chosen((None, torch.bfloat16))  # type: ignore[assignment]
-    skip_nonfinite: bool = Chosen((False, True))  # type: ignore[assignment]
-    capturable: bool = Chosen((False, True))  # type: ignore[assignment]
+    backend = Chosen(("auto",), BACKENDS)
+    master_weights = Chosen((False, True))
+    state_dtype = Chosen((None, torch.bfloat16))
+    skip_nonfinite = Chosen((False, True))
+    capturable = Chosen((False, True))
 
     def __init__(
         self,

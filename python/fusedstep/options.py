@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, Literal, TypedDict
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from . import checks
 FORMS = ("paper", "released")
 FLAGS = ("maximize", "amsgrad", "centered", "decoupled_weight_decay", "skip_zero_second_moment")
 Hyper = float | torch.Tensor  # a number, or a 0-d float32 or float64 tensor that holds it
+Value = TypeVar("Value")
 
 
 class OptionsButClipping(TypedDict, total=False):
@@ -35,7 +36,7 @@ class Options(OptionsButClipping, total=False):
     max_grad_norm: Hyper | None
 
 
-class Chosen:
+class Chosen(Generic[Value]):
     """An optimizer's option that is an attribute and may be assigned between steps: the value is
     checked, and the plan is discarded.
 
@@ -43,22 +44,22 @@ class Chosen:
         choices: collections of allowed values, which may grow later.
     """
 
-    def __init__(self, *choices: Iterable[Any]):
+    def __init__(self, *choices: Iterable[Value]):
         self.choices = choices
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Value:
         if optimizer is None:
-            return self
+            return self  # type: ignore[return-value]  # of the class itself
         try:
             return vars(optimizer)[self.name]
         except KeyError:  # a wrapper may subclass us and forward what it lacks
             lacks = f"{type(optimizer).__name__!r} object has no attribute {self.name!r}"
             raise AttributeError(lacks) from None
 
-    def __set__(self, optimizer: Any, value: Any) -> None:
+    def __set__(self, optimizer: Any, value: Value) -> None:
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
         vars(optimizer)[self.name] = value
         optimizer._forget()
