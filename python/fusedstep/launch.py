@@ -246,7 +246,7 @@ class Launch:
             for t in (grad_scale, found_inf)
         )
         if self.grad_norm is not None:
-            self.found_inf = self.grad_norm.skip_flag(self.found_inf)
+            self.found_inf = self.grad_norm.take_found_inf(self.found_inf)
 
     def gradient_places(self) -> list[tuple[int, int]]:
         """Of every tensor, its ``index`` and the address of its place in the table of gradients."""

@@ -151,9 +151,9 @@ class Norm(Sums):
         self._skip = torch.zeros(1, dtype=torch.float32, device=device) if skips else None
         self._found_inf: torch.Tensor | None = None
 
-    def skip_flag(self, found_inf: torch.Tensor | None) -> torch.Tensor | None:
-        """What skips a step where it is not 0, float32: AMP's flag, or what ``join`` will make of
-        it and the norm."""
+    def take_found_inf(self, found_inf: torch.Tensor | None) -> torch.Tensor | None:
+        """Take a step's AMP flag. Returns what skips the step where it is not 0, float32: that
+        flag, or what ``join`` will make of it and the norm."""
         if self._skip is None:
             return found_inf
         self._found_inf = found_inf
