@@ -57,20 +57,9 @@ def chunk_sums(out: np.ndarray) -> list[np.float64]:
 
 
 def step_tensor(
-    rule,
-    variant,
-    opmath,
-    hyper,
-    t,
-    carried,
-    grad,
-    param,
-    states,
-    master=None,
-    grad_scale=None,
-    norm_sq=None,
-    sums=None,
-):
+    rule, variant, opmath, *, hyper, t, carried, grad, param, states, master, grad_scale, norm_sq,
+    sums,
+):  # fmt: skip
     """One pass over one tensor.
 
     Args:
@@ -85,7 +74,7 @@ def step_tensor(
         states: list of ``(dtype name, array)``.
         grad_scale: float32 loss scale, or None.
         norm_sq: squared norm to clip by, or None.
-        sums: float64 ``[SUMS]`` of the tensor's segment before this pass.
+        sums: float64 ``[SUMS]`` of the tensor's segment before this pass, or None.
 
     Returns:
         ``(param, master, states, carried, partial)``: new arrays of the given dtypes, and float64
