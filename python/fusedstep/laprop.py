@@ -89,17 +89,7 @@ class LaProp(FusedOptimizer):
         }
         super().__init__(params, defaults, **common)
         for i, group in enumerate(self.param_groups):
-            self._warn_of_decay(self.where(i), group["lr"], group["weight_decay"])
-
-    def _warn_of_decay(self, where: str, lr: Hyper, decay: Hyper) -> None:
-        if not isinstance(lr, Real) or not isinstance(decay, Real) or not decay >= 5 * lr > 0:
-            return
-        warnings.warn(
-            f"{where}: weight_decay is {decay:g}, and LaProp does not multiply it by lr: each step "
-            f"takes {decay:.2%} off the weights. To decay as AdamW does with this number, "
-            f"pass lr * weight_decay, {lr * decay:g}.",
-            stacklevel=3,
-        )
+            _warn_of_decay(self.where(i), group["lr"], group["weight_decay"])
 
     def state_fills(self, group):
         names = ["exp_avg", *(("grad_mean", "grad_var") if group["centered"] else ("exp_avg_sq",))]
@@ -111,3 +101,14 @@ class LaProp(FusedOptimizer):
         checks.hyper_in(where, "centered_start", group["centered_start"], 0.0)
         smallest = checks.least_bias_correction(group["betas"][1])
         checks.eps_stays(where, group["eps"], smallest, group["params"])
+
+
+def _warn_of_decay(where: str, lr: Hyper, decay: Hyper) -> None:
+    if not isinstance(lr, Real) or not isinstance(decay, Real) or not decay >= 5 * lr > 0:
+        return
+    warnings.warn(
+        f"{where}: weight_decay is {decay:g}, and LaProp does not multiply it by lr: each step "
+        f"takes {decay:.2%} off the weights. To decay as AdamW does with this number, "
+        f"pass lr * weight_decay, {lr * decay:g}.",
+        stacklevel=3,
+    )
