@@ -91,7 +91,6 @@ class Launch:
 
     kind: Kind
     entries: list[Entry]
-    groups: list[int]  # the parameter group of each row
     rule_hypers: int  # columns of a row that are the rule's
     slot_of: np.ndarray  # of every parameter of the optimizer, its first chunk's slot
     passes: list[Pass] = field(default_factory=list)
@@ -117,6 +116,7 @@ class Launch:
         self.chunk = torch.from_numpy(chunk_table(numels)).to(self.device)
         self.address = self._int64(addresses).t().contiguous()
         self.numel = self._int64(numels)
+        self.groups = sorted({e.group for e in self.entries})  # the parameter group of each row
         row_of = {group: row for row, group in enumerate(self.groups)}
         self.row = self._int64([row_of[e.group] for e in self.entries])
         self.slot = self._int64(self.slot_of[self.index])

@@ -85,10 +85,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     used = [*_memory_of(planned, states)]
     tensor_checks.no_overlap([(where, t) for each, where, t in used if each.param.grad is not None])
     hypers, slots = len(optimizer.hypers), first_slots(numels)
-    launches = [
-        Launch(kind, entries, sorted({e.group for e in entries}), hypers, slots)
-        for kind, entries in kinds.items()
-    ]
+    launches = [Launch(kind, entries, hypers, slots) for kind, entries in kinds.items()]
     for device in devices:
         here = [launch for launch in launches if launch.device == device]
         indices = [e.index for launch in here for e in launch.entries]
