@@ -201,11 +201,12 @@ ARROWS = {  # file: what it uses of the package
     "backends": "launch native reference_backend",
     "state_tensors": "memory shards tensor_checks",
     "graphs": "optimizer plan watch",  # two for annotations
-    "keeps_state": "graphs launch memory options state_tensors shards",
+    "algorithm": "backends launch options state_tensors",
+    "keeps_state": "algorithm graphs memory options state_tensors shards",
     "plan": "backends launch memory native optimizer shards sparse watch write_counts",
     "make_plan": "backends launch memory optimizer plan reference shards sparse state_tensors"
     " sums tensor_checks watch",
-    "optimizer": "backends checks graphs hooks keeps_state make_plan options plan shards watch",
+    "optimizer": "checks graphs hooks keeps_state make_plan options plan shards watch",
     "testing": "reference",
     "verify": "backends testing",
     "__main__": "backends verify version",

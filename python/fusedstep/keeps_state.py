@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from . import graphs, memory, shards, state_tensors
-from .launch import opmath_of
+from .algorithm import Algorithm
 from .options import Chosen, make_plain
 from .state_tensors import MASTER, StateSpec
 
 
-class KeepsState(torch.optim.Optimizer):
-    """torch's Optimizer, except that loaded states keep their dtype. A part of
-    :class:`~fusedstep.optimizer.FusedOptimizer`, whose attributes it reads."""
+class KeepsState(Algorithm):
+    """The part of :class:`~fusedstep.optimizer.FusedOptimizer` that saves, loads and copies: as
+    torch's Optimizer, except that loaded states keep their dtype."""
 
     _captured: list[tuple]  # what CUDA graphs read in their replays
     _in_graph = False  # whether one has the plan of now
@@ -26,22 +26,6 @@ class KeepsState(torch.optim.Optimizer):
     _plan: Any  # of the next step, or None
     backends_in_use: dict[str, str]
     _loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
-
-    def has_master(self, p: torch.Tensor) -> bool:
-        return self.master_weights and p.dtype.itemsize == 2
-
-    def state_layout(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, StateSpec]:
-        """What the state of a parameter holds, by name."""
-        opmath = opmath_of(p.dtype)
-        layout = {"step": StateSpec(torch.int64, 0, scalar=True)}
-        layout |= {name: StateSpec(opmath, fill) for name, fill in self.state_fills(group).items()}
-        if "exp_avg" in layout and self.state_dtype is not None and opmath is torch.float32:
-            layout["exp_avg"] = layout["exp_avg"]._replace(dtype=self.state_dtype)
-        for name, fill in self.carried.items():
-            layout[name] = StateSpec(torch.float64, fill, scalar=True)
-        if self.has_master(p):
-            layout[MASTER] = StateSpec(torch.float32, None)
-        return layout
 
     @torch.no_grad()
     def resync_master(self) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
 from . import checks, graphs, options, shards
-from .backends import BACKENDS
 from .hooks import with_hooks
 from .keeps_state import KeepsState
 from .make_plan import make_plan
-from .options import Chosen, Hyper
+from .options import Hyper
 from .plan import Plan
 from .watch import Watch, require
 
@@ -54,21 +53,7 @@ class FusedOptimizer(KeepsState):
         TypeError, ValueError: an unknown argument, a value outside its range, or no parameters.
     """
 
-    rule: ClassVar[str]  # stem of the algorithm in every layer
-    like_torchs: ClassVar[bool] = False  # whether torch has the same, whose checkpoints load
-    constants: ClassVar[tuple[str, ...]] = ()  # bits of the kernel variant, lowest first
-    hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
-    carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
-    passes: ClassVar[tuple[int, ...]] = (0,)  # over memory, in one step: bits added to the variant
-    survey: ClassVar[int | None] = None  # bits of the pass that brings the sums a step starts from
-    surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
-
     backends_in_use: dict[str, str]  #: what runs the steps, by device: {"cuda:0": "triton"}
-    backend = Chosen(("auto",), BACKENDS)
-    master_weights = Chosen((False, True))
-    state_dtype = Chosen((None, torch.bfloat16))
-    skip_nonfinite = Chosen((False, True))
-    capturable = Chosen((False, True))
 
     def __init__(
         self,
@@ -99,55 +84,6 @@ class FusedOptimizer(KeepsState):
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
         self._rows: list[tuple] = []  # those hyper-parameters
         self._kernels: list[tuple] = []  # by group, what its kernel depends on
-
-    # What a subclass provides
-
-    def state_fills(self, group: dict[str, Any]) -> dict[str, float | None]:
-        """State names in column order, any ``exp_avg`` first, and what they are filled with (None:
-        the parameter's value). Here: Adam's."""
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        amsgrad = "amsgrad" in self.constants and group["amsgrad"]
-        return dict.fromkeys(names if amsgrad else names[:2], 0.0)
-
-    def other_hypers(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Values of those ``hypers`` that are no entry of the group, nor ``beta1`` and ``beta2``
-        (from ``betas``), nor ``released`` (from ``form``). Called only when the group changes."""
-        return {}
-
-    def variant(self, group: dict[str, Any]) -> int:
-        """The kernel's template constants as a bit mask."""
-        mask = 0
-        for bit, name in enumerate(self.constants):
-            chosen = group["form"] == "released" if name == "released" else group[name]
-            mask |= bool(chosen) << bit
-        return mask
-
-    def segments(self) -> list[int]:
-        """For each parameter, the segment that it is summed in: 0, 1, ..., in order."""
-        raise NotImplementedError
-
-    def segment_totals(self, device: torch.device) -> list[torch.Tensor] | None:
-        """Where the sums of every segment are kept, float64 ``[sums]``; None: in the plan."""
-        return None
-
-    def kept_sums(self) -> list[torch.Tensor | None]:
-        """The totals that groups keep, or None. Replacing one makes a new plan necessary."""
-        return []
-
-    def surveyed_on(self) -> tuple:
-        """The hyper-parameters that the sums depend on: a survey must follow a change."""
-        return ()
-
-    def why_not_sparse(self, group: dict[str, Any]) -> str | None:
-        """Why parameters of a group cannot have sparse gradients; None where they can."""
-        return "sparse gradients are not supported"
-
-    def check_group(self, where: str, group: dict[str, Any]) -> None:
-        """Raise on a hyper-parameter outside its range."""
-        options.check_common(where, group, self.defaults)
-
-    def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:
-        """Raise on a parameter's state that the group's options cannot go on from."""
 
     # The step
 
@@ -234,13 +170,6 @@ class FusedOptimizer(KeepsState):
             self._norm_sq = norm_sq
         plan.write_counts.count_step()
 
-    def _hyper_values(self, group: dict[str, Any]) -> tuple:
-        known = {**group, "lr": options.rate(group), "released": group["form"] == "released"}
-        if "betas" in self.defaults:  # a group may have a user's own
-            known["beta1"], known["beta2"] = group["betas"]
-        known |= self.other_hypers(group)
-        return tuple(map(known.__getitem__, self.hypers))
-
     def _checked_rows(self) -> list[tuple]:
         """Every group's hyper-parameters: checked, and in a new list, if an option changed."""
         if self._options is not None and self._options.holds(self.param_groups):
@@ -256,18 +185,6 @@ class FusedOptimizer(KeepsState):
             self._plan = None
         self._kernels, self._rows, self._options = kernels, rows, Watch(groups, without="params")
         return rows
-
-    def where(self, group: int, param: int | None = None) -> str:
-        """How error messages name a group or a parameter."""
-        place = f"{type(self).__name__}, group {group}"
-        if param is None:
-            return place
-        names = self.param_groups[group].get("param_names", ())[param : param + 1]
-        return " ".join([f"{place}, parameter {param}", *(f"({name})" for name in names)])
-
-    def needs_norm(self) -> bool:
-        clips = any(group["max_grad_norm"] is not None for group in self.param_groups)
-        return clips or self.skip_nonfinite
 
     def bytes_moved(self) -> int:
         """Bytes of parameters, gradients and states that a step in this process reads and writes if
