@@ -203,7 +203,8 @@ ARROWS = {  # file: what it uses of the package
     "graphs": "optimizer plan watch",  # two for annotations
     "algorithm": "backends launch options state_tensors",
     "keeps_state": "algorithm graphs memory options state_tensors shards",
-    "plan": "backends launch memory native optimizer shards sparse watch write_counts",
+    "gather": "launch memory native optimizer shards sparse watch",
+    "plan": "backends gather launch optimizer sparse write_counts",
     "make_plan": "backends launch memory optimizer plan reference shards sparse state_tensors"
     " sums tensor_checks watch",
     "optimizer": "checks graphs hooks keeps_state make_plan options plan shards watch",

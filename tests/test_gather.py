@@ -4,7 +4,7 @@ import fusedstep
 import pytest
 import torch
 from fusedstep import testing
-from fusedstep.plan import Plan
+from fusedstep.gather import Gatherer
 
 from tests.training import model, train
 
@@ -25,7 +25,7 @@ def test_what_is_as_planned_is_found_without_python(mode, shapes, monkeypatch):
         if t == 2:
             params[0].grad = None
         optimizer.step()
-        monkeypatch.setattr(Plan, "_collect_each", None)
+        monkeypatch.setattr(Gatherer, "_gather_each", None)
     assert [int(optimizer.state[p]["step"]) for p in params] == [2] + [3] * (len(params) - 1)
 
 

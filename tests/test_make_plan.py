@@ -6,7 +6,7 @@ from itertools import count
 import fusedstep
 import pytest
 import torch
-from fusedstep import plan, state_tensors
+from fusedstep import gather, state_tensors
 from fusedstep.backends import CpuBackend
 from fusedstep.launch import Launch
 
@@ -159,7 +159,7 @@ def test_what_is_no_choice_is_refused_at_once(name, value):
 def test_a_step_on_another_stream_has_tables_of_its_own(monkeypatch):
     """Those of the old plan go back to the old stream: another may still read them."""
     current = "one"
-    monkeypatch.setattr(plan, "_streams", lambda devices: dict.fromkeys(devices, current))
+    monkeypatch.setattr(gather, "_streams", lambda devices: dict.fromkeys(devices, current))
     params = model()
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)

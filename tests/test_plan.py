@@ -3,7 +3,7 @@
 import fusedstep
 import pytest
 import torch
-from fusedstep import native, plan, testing
+from fusedstep import gather, native, testing
 
 from tests.conftest import BACKENDS
 from tests.training import every_class, model, train
@@ -193,7 +193,7 @@ def test_older_torch_is_read_tensor_by_tensor(shapes, monkeypatch):
     """Before 2.10 tensors do not describe themselves through DLPack's C interface."""
     case, mode = testing.CASES[0], testing.MODES[0]
     want = testing.run(case, mode, shapes, "cpu")
-    monkeypatch.setattr(plan, "_gatherer", lambda *_: None)
+    monkeypatch.setattr(gather, "_native_gatherer", lambda *_: None)
     monkeypatch.setattr(native, "module", None)
     assert not testing.differences(testing.run(case, mode, shapes, "cpu"), want)
 

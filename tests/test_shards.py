@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from fusedstep.plan import Plan
+from fusedstep.gather import Gatherer
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -245,7 +245,7 @@ def test_parts_are_found_without_python(alone, monkeypatch):
         for p, g in zip(params, grad, strict=True):
             p.grad = DTensor(g, p._spec, requires_grad=False)  # as FSDP2 makes gradients
         optimizer.step()
-        monkeypatch.setattr(Plan, "_collect_each", None)
+        monkeypatch.setattr(Gatherer, "_gather_each", None)
     params[0].grad = distribute_tensor(whole[0].grad, alone, [Replicate()])
     with pytest.raises(TypeError, match="not callable"):
         optimizer.step()  # cut in another way than its parameter: Python's business

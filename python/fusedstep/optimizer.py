@@ -120,7 +120,7 @@ class FusedOptimizer(KeepsState):
                 loss = closure()
         rows = self._checked_rows()
         plan = self._plan
-        now = None if plan is None else plan.collect(self, capturing or self._in_graph)
+        now = None if plan is None else plan.gatherer.gather(self, capturing or self._in_graph)
         if capturing:
             graphs.check_plan(self, plan if now else None)
         if plan is None or now is None:
@@ -128,7 +128,7 @@ class FusedOptimizer(KeepsState):
             self._plan = plan = None
             plan = make_plan(self)
             self.backends_in_use = plan.backends_in_use()
-            now = plan.collect(self)
+            now = plan.gatherer.gather(self)
             if now is None:
                 raise RuntimeError(
                     f"{type(self).__name__}: a parameter or gradient changed while its step was "
