@@ -45,18 +45,22 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp = folder / "made-for"  # CMake keeps to the checkout that its folder began with
-        if not (stamp.exists() and stamp.read_text() == str(REPOSITORY)):
+        configure = [
+            *("cmake", "--fresh", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(folder)),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DFUSEDSTEP_MODULE_NAME={NAME}",
+            f"-DFUSEDSTEP_SANITIZE={SANITIZERS}",
+            f"-DBUILD_TESTING={'ON' if SANITIZERS else 'OFF'}",
+            "-DFUSEDSTEP_EMULATE_CUDA=ON",
+        ]
+        # CMake keeps to the checkout, the interpreter, the compiler and the flags that its folder
+        # began with.
+        stamp, taken = folder / "made-for", map(os.environ.get, ("CXX", "CXXFLAGS", "LDFLAGS"))
+        maker = repr([*configure, *taken])
+        if not (stamp.exists() and stamp.read_text() == maker):
             print("building the emulated CUDA kernels: minutes, once", file=sys.__stderr__)
-            _run(
-                *("cmake", "--fresh", "-G", "Ninja", "-S", str(REPOSITORY), "-B", str(folder)),
-                f"-DPython_EXECUTABLE={sys.executable}",
-                f"-DFUSEDSTEP_MODULE_NAME={NAME}",
-                f"-DFUSEDSTEP_SANITIZE={SANITIZERS}",
-                f"-DBUILD_TESTING={'ON' if SANITIZERS else 'OFF'}",
-                "-DFUSEDSTEP_EMULATE_CUDA=ON",
-            )
-            stamp.write_text(str(REPOSITORY))
+            _run(*configure)
+            stamp.write_text(maker)
         _run("cmake", "--build", str(folder))
     return folder
 
