@@ -199,6 +199,19 @@ def test_everyone_who_shares_memory_is_told():
     assert {k for pair in found for k in pair} == {0, 1, 2}
 
 
+def test_two_that_share_memory_are_told_beside_one_that_has_stepped_there_before():
+    buffer = torch.zeros(16)
+    params = [torch.nn.Parameter(torch.zeros(8)) for _ in range(3)]
+    optimizer = fusedstep.LaProp(params)
+    train(optimizer, params, 1)
+    for p, at in zip(params, (0, 4, 6), strict=True):
+        p.data = buffer[at : at + 8]
+    params[1].grad, before = None, buffer.clone()
+    with pytest.raises(ValueError, match="parameter 0 and .*parameter 2 share memory"):
+        optimizer.step()
+    assert torch.equal(buffer, before)
+
+
 def test_strides_of_size_one_dimensions_do_not_make_gaps():
     assert is_dense(torch.ones(20).as_strided((4, 1, 5), (1, 777, 4)))
     assert not is_dense(torch.ones(40).as_strided((4, 1, 5), (1, 4, 8)))

@@ -161,7 +161,7 @@ def _look(p: torch.Tensor) -> tuple | None:
     """What of a parameter a plan depends on; None where it has no address."""
     try:
         p = shards.local(p)
-        return p.data_ptr(), p.shape, p.stride(), p.dtype, p.device
+        return p.data_ptr(), *p.shape, *p.stride(), p.dtype, p.device
     except RuntimeError:
         return None
 

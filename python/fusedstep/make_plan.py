@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import compress, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -82,8 +81,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             touched[each.index] = Touched(p.grad)
         kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
         kinds.setdefault(kind, []).append(entry)
-    used = [*_memory_of(planned, states)]
-    tensor_checks.no_overlap([(where, t) for each, where, t in used if each.param.grad is not None])
+    displaced = _displaced(planned, states)
     hypers, slots = len(optimizer.hypers), first_slots(numels)
     launches = [Launch(kind, entries, hypers, slots) for kind, entries in kinds.items()]
     for device in devices:
@@ -104,7 +102,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
                 backends[device].prepare(launch, work)
     for p, state in states.items():
         state_tensors.replace(optimizer.state[p], state)
-    return Plan(optimizer, launches, backends, touched, _displaced(used))
+    return Plan(optimizer, launches, backends, touched, displaced)
 
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
@@ -120,28 +118,27 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
         optimizer.check_group(optimizer.where(g), group)  # it may depend on the parameters
         listed: dict[torch.Tensor, int] = {}
         for k, p in enumerate(group["params"]):
-            i, state = next(index), optimizer.state.get(p, {})
-            if p.grad is None and not state:
+            i, grad, state = next(index), p.grad, optimizer.state.get(p, {})
+            if grad is None and not state:
                 continue
             where = optimizer.where(g, k)
-            if p.grad is not None and (first := listed.setdefault(p, k)) != k:
+            if grad is not None and (first := listed.setdefault(p, k)) != k:
                 raise ValueError(f"{where} is parameter {first} again. List it once.")
             watch.require(where, "its state", state, dict)
             if (g, p.dtype) not in known:
                 known[g, p.dtype] = _alike(optimizer, g, p)
             alike = known[g, p.dtype]
-            if p.grad is None and not state.keys() & alike.layout.keys():
+            if grad is None and not state.keys() & alike.layout.keys():
                 continue  # others keep something there
             try:
                 tensor_checks.parameter(where, p)
-                if p.grad is not None:
-                    sparse = memory.is_sparse(p.grad)
-                    why_not = optimizer.why_not_sparse(group) if sparse else None
-                    tensor_checks.gradient(where, p, p.grad, why_not)
+                if grad is not None:
+                    why_not = optimizer.why_not_sparse(group) if memory.is_sparse(grad) else None
+                    tensor_checks.gradient(where, p, grad, why_not)
                 optimizer.check_state(where, group, state)
                 unfit = state_tensors.check(where, state, p, alike.layout)
             except ValueError:
-                if p.grad is not None:
+                if grad is not None:
                     raise
                 continue
             planned.append(_Planned(i, where, p, alike, unfit))
@@ -153,22 +150,24 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
     return planned
 
 
-def _memory_of(
-    planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]
-) -> Iterator[tuple[_Planned, str, torch.Tensor]]:
-    """Parameters and their states: whose, under which name, and where."""
-    for each in planned:
-        yield each, each.where, shards.local(each.param)
-        for name in each.alike.layout:
-            yield each, f"{each.where}, its {name},", shards.local(states[each.param][name])
-
-
-def _displaced(used: list[tuple[_Planned, str, torch.Tensor]]) -> set[int]:
+def _displaced(planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]) -> set[int]:
     """The parameters without a gradient whose memory, or whose states', others share, as where one
-    has taken over an older one's: should a gradient appear, the two must be checked."""
-    pairs = memory.overlaps([t for _, _, t in used])
-    sharing = (used[k][0] for pair in pairs for k in pair)
-    return {each.index for each in sharing if each.param.grad is None}
+    has taken over an older one's: should a gradient appear, the two must be checked. Raises where
+    two that have gradients share memory."""
+    used = [
+        shards.local(t)
+        for each in planned
+        for t in (each.param, *map(states[each.param].__getitem__, each.alike.layout))
+    ]
+    pairs = memory.overlaps(used)
+    if not pairs:
+        return set()
+    owners = [(each, name) for each in planned for name in ("", *each.alike.layout)]
+    wheres = [f"{each.where}, its {name}," if name else each.where for each, name in owners]
+    stepping = [each.param.grad is not None for each, _ in owners]
+    tensor_checks.no_overlap([*compress(zip(wheres, used, strict=True), stepping)])
+    sharing = {k for pair in pairs for k in pair}
+    return {owners[k][0].index for k in sharing if not stepping[k]}
 
 
 def _check_sums(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeGuard
 
+import numpy as np
 import torch
 
 from . import shards
@@ -37,23 +37,25 @@ def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-def overlaps(tensors: list[torch.Tensor]) -> Iterator[tuple[int, int]]:
+def overlaps(tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
     """Pairs, by position in the list, of dense tensors that share memory. Not every pair is given,
     but every tensor that shares memory is in one."""
-    furthest, end = -1, 0
-    for begin, k in sorted((t.data_ptr(), k) for k, t in enumerate(tensors) if t.numel()):
-        if begin < end:
-            yield furthest, k
-        reach = begin + tensors[k].numel() * tensors[k].element_size()
-        if reach > end:
-            furthest, end = k, reach
+    begin = np.array([t.data_ptr() for t in tensors], dtype=np.int64)
+    end = begin + np.array([t.nbytes for t in tensors], dtype=np.int64)
+    order = np.flatnonzero(end > begin)
+    order = order[np.argsort(begin[order], kind="stable")]
+    begin, end = begin[order], end[order]
+    reach = np.maximum.accumulate(end)
+    furthest = np.maximum.accumulate(np.where(end == reach, np.arange(len(end)), 0))
+    (inside,) = np.nonzero(begin[1:] < reach[:-1])
+    return list(zip(order[furthest[inside]].tolist(), order[inside + 1].tolist(), strict=True))
 
 
 def is_missing(t: torch.Tensor) -> bool:
     """Whether a tensor has elements but no address: a wrapper, a meta tensor, freed storage."""
     try:
         t = shards.local(t)
-        return t.numel() != 0 and t.data_ptr() == 0
+        return t.data_ptr() == 0 and t.numel() != 0
     except RuntimeError:
         return True
 

@@ -33,7 +33,9 @@ def check(
         ValueError: an entry does not fit, or only some of those that belong together are there.
             (A master may be there alone, as what a parameter begins with.)
     """
-    unfit = [name for name, spec in layout.items() if not _fits(state.get(name), p, spec)]
+    part = shards.local(p)
+    lies = part.device, part.shape, part.stride()
+    unfit = [name for name, spec in layout.items() if not _fits(state.get(name), p, lies, spec)]
     lacking = []
     for name in unfit:
         if name in state:
@@ -61,7 +63,9 @@ def completed(
     state: dict[str, Any], p: torch.Tensor, layout: dict[str, StateSpec], unfit: list[str]
 ) -> dict[str, Any]:
     """A state with what it lacks, and what it has in the kernels' dtype, device and layout. The one
-    given stays as it is."""
+    given stays as it is, and is returned if it is so already."""
+    if not unfit and (MASTER in layout or MASTER not in state):
+        return state
     result = dict(state)
     for name in unfit:
         spec = layout[name]
@@ -131,24 +135,24 @@ def _make_consistent(
             state[bound] = torch.ones_like(state[bound])
 
 
-def _fits(value: Any, p: torch.Tensor, spec: StateSpec) -> bool:
-    """Whether kernels can take an entry as it is."""
-    if isinstance(value, torch.Tensor) and _is_inference(value):
-        return False
+def _fits(value: Any, p: torch.Tensor, lies: tuple, spec: StateSpec) -> bool:
+    """Whether kernels can take an entry as it is; ``lies``: device, shape and strides of what this
+    process holds of the parameter."""
+    whole = value
     if not spec.scalar and shards.is_dtensor(p) and isinstance(value, torch.Tensor):
         if not shards.alike(value, p):
             return False
-        value, p = shards.local(value), shards.local(p)
+        value = shards.local(value)
     if type(value) is not torch.Tensor or value.layout is not torch.strided:
         return False
-    if value.dtype is not spec.dtype or value.device != p.device:
+    if value.dtype is not spec.dtype:
         return False
     if spec.scalar:
-        like = value.ndim == 0
+        like = value.ndim == 0 and value.device == lies[0]
     else:
-        like = value.shape == p.shape and value.stride() == p.stride()
-    like = like and not value.requires_grad and not value.is_neg()
-    return like and not memory.is_missing(value)
+        like = (value.device, value.shape, value.stride()) == lies
+    like = like and not (whole.is_inference() or value.is_inference())
+    return like and not (value.requires_grad or value.is_neg() or memory.is_missing(value))
 
 
 def _fitted(value: Any, p: torch.Tensor, spec: StateSpec, copy: bool = False) -> torch.Tensor:

@@ -72,8 +72,7 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"Build the layer with sparse=False or densify the gradient (`p.grad.to_dense()`)."
         )
     _has_memory(f"{where}: its gradient", g)
-    allowed = {p.dtype} | ({torch.float32} if p.dtype.itemsize == 2 else set())
-    if g.dtype not in allowed:
+    if g.dtype != p.dtype and (g.dtype != torch.float32 or p.dtype.itemsize != 2):
         raise ValueError(
             f"{where} has dtype {p.dtype} and a gradient of dtype {g.dtype}. "
             f"Cast the gradient (`p.grad = p.grad.to(p.dtype)`)."
@@ -83,6 +82,8 @@ def gradient(where: str, p: torch.Tensor, g: torch.Tensor, why_not_sparse: str |
             f"{where} has shape {tuple(p.shape)} on {p.device} and a gradient of shape "
             f"{tuple(g.shape)} on {g.device}. Recompute it (`optimizer.zero_grad()`, backward)."
         )
+    if not shards.is_dtensor(g) and not shards.is_dtensor(p):
+        return
     _distributed_like(where, "gradient", g, p, "Compute it from the parameter.")
     if shards.alike(g, p) and shards.local(g).shape != shards.local(p).shape:
         raise ValueError(
