@@ -46,7 +46,7 @@ class Pass:
     prepared: Any = None  # what its backend keeps
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """One tensor of a launch: the memory that its step reads and writes."""
 
@@ -67,7 +67,7 @@ def chunk_table(numels: list[int]) -> np.ndarray:
     return np.stack([tensors, np.arange(len(tensors)) - first], axis=1).astype(np.int32)
 
 
-@dataclass
+@dataclass(eq=False)
 class Launch:
     """One apply launch. Tables are int64 or as said, on ``device``; N tensors, R rows.
 

@@ -43,7 +43,7 @@ def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Planned:
     """A parameter that takes part: it has a gradient, or a state from when it had one."""
 

@@ -163,9 +163,9 @@ def _fitted(value: Any, p: torch.Tensor, spec: StateSpec, copy: bool = False) ->
     if spec.scalar:
         return value.reshape(()).to(p.device, spec.dtype, copy=copy).resolve_neg()
     value = shards.distributed_like(value, p)
-    like = (value.dtype, value.device) == (spec.dtype, p.device)
-    like = like and memory.same_layout(shards.local(p), shards.local(value))
-    return value if like and not copy else torch.empty_like(p, dtype=spec.dtype).copy_(value)
+    fits = not copy and (value.dtype, value.device) == (spec.dtype, p.device)
+    fits = fits and memory.same_layout(shards.local(p), shards.local(value))
+    return value if fits else torch.empty_like(p, dtype=spec.dtype).copy_(value)
 
 
 def _is_inference(t: torch.Tensor) -> bool:
