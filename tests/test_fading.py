@@ -78,3 +78,27 @@ def test_a_beta_prod_in_fewer_digits_has_its_bound_anew(load, backend, device):
     """float32 calls what float64 keeps zero: the column must be read again."""
     want = changing_precision("reference", "cpu", load)
     assert_same(changing_precision(backend, device, load), want)
+
+
+@pytest.mark.parametrize(
+    "rounded, to",
+    [("beta_prod", torch.float16), ("beta_prod_bound", torch.bfloat16)],  # up, and down
+    ids=str,
+)
+@pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LaMAdam])
+def test_a_beta_prod_that_may_be_above_its_bound_has_it_anew(cls, rounded, to, backend, device):
+    """As in a checkpoint that was cast to fewer digits."""
+    found = []
+    for by, where in (("reference", "cpu"), (backend, device)):
+        params = model(device=where)
+        optimizer = cls(params, backend=by, beta2_range=(0.999, 0.999))
+        train(optimizer, params, 2)
+        saved = optimizer.state_dict()
+        for state in saved["state"].values():
+            state["beta_prod"] = torch.full_like(state["beta_prod"], 1.0035 * 2.0**-25)
+            state["beta_prod_bound"] = torch.tensor(1.0038 * 2.0**-25, dtype=torch.float64)
+            state[rounded] = state[rounded].to(to)
+        optimizer.load_state_dict(saved)
+        train(optimizer, params, 2)
+        found.append(stored(optimizer, params))
+    assert_same(*found)

@@ -127,12 +127,16 @@ def _make_consistent(
     """Bring the rest of a state in line with what has become of its entries."""
     if MASTER not in layout:  # not updated, it would undo later what has come since
         state.pop(MASTER, None)
-    for name, spec in layout.items():
-        # A column with fewer digits than before vanishes sooner than its bound can tell.
-        bound, value = f"{name}_bound", given.get(name)
-        narrower = isinstance(value, torch.Tensor) and value.dtype.itemsize > spec.dtype.itemsize
-        if bound in layout and narrower:
+    for name in layout:
+        # If either was rounded, the column may be above its bound; and one that has fewer digits
+        # than before vanishes sooner than its bound can tell.
+        bound = f"{name}_bound"
+        if bound in layout and any(_converts(given.get(n), layout[n]) for n in (name, bound)):
             state[bound] = torch.ones_like(state[bound])
+
+
+def _converts(value: Any, spec: StateSpec) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype is not spec.dtype
 
 
 def _fits(value: Any, p: torch.Tensor, lies: tuple, spec: StateSpec) -> bool:
