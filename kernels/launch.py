@@ -46,7 +46,7 @@ def constants(launch, work) -> dict:
         "scalars": rule.scalars,
         "update": rule.update,
         "variant": work.variant,
-        "HYPERS": launch.hypers,
+        "HYPERS": launch.hypers,  # of a row of the tables
         "opmath": DTYPES[launch.opmath],
         "param_dtype": DTYPES[launch.param_dtype],
         "grad_dtype": DTYPES[launch.grad_dtype],
@@ -85,8 +85,7 @@ def programs(launch, work) -> int:
 
 def prepare(launch, work) -> None:
     """Find what one pass is compiled for. (It is compiled when it first runs.)"""
-    columns = launch.gives[0], work.facts.STATES, work.facts.CARRIED
-    launch.check_columns(work.rule, columns)
+    launch.check_columns(work.rule, work.facts.columns)
     work.prepared = (programs(launch, work),), {**constants(launch, work), **options(launch, work)}
 
 

@@ -20,7 +20,7 @@ class ReferenceBackend:
         return "meta tensors have no memory" if device.type == "meta" else None
 
     def prepare(self, launch: Launch, work: Pass) -> None:
-        pass
+        launch.check_columns(work.rule, work.facts.columns)
 
     def apply(self, launch: Launch, work: Pass) -> None:
         found_inf = launch.skip_flag(work)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, max, power, select, sqrt
 
-STATES = (2, 3)  # by variant
+HYPERS, STATES = 6, (2, 3)  # by variant
 
 
 def scalars(hyper, t, carried, opmath):

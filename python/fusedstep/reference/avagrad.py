@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, power, select, sqrt
 
-STATES = 2
+HYPERS, STATES = 7, 2
 # by variant: paper, released, survey
 SUMS, EMITS, COUNTED, KEEPS_ABSENT = 2, True, True, (True, False, True)
 SERVES_ALL, READ_ONLY = (False, False, True), (0, 0, 2)

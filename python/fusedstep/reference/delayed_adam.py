@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, power, select, sqrt
 
-STATES = 2
+HYPERS, STATES = 5, 2
 
 
 def scalars(hyper, t, carried, opmath):

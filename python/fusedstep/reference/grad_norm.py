@@ -1,6 +1,6 @@
 """The squared norm of all gradients: ``csrc/rules/grad_norm.h`` in numpy."""
 
-STATES = 0
+HYPERS, STATES = 0, 0
 SUMS, EMITS, READS_PARAM, MOVES_PARAM = 1, True, False, False
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, power, round_bf16, select, sqrt
 
-STATES = 2
+HYPERS, STATES = 6, 2
 # by variant: the first pass, the second
 SUMS, EMITS, READS_GRAD = 2, (True, False), (True, False)
 MOVES_PARAM, READ_ONLY = (False, True), (0, 2)

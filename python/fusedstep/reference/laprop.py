@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from .numerics import div, ema, max, power, select, sqrt
 
-STATES, CARRIED = (2, 3, 3, 4), 2  # STATES by variant
+HYPERS, STATES, CARRIED = 7, (2, 3, 3, 4), 2  # STATES by variant
 
 
 def scalars(hyper, t, carried, opmath):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from . import maxva
 from .numerics import div, ema, max, power, select, sqrt
 
-STATES, CARRIED, FADING = (4, 5, 4, 5), 1, 3  # STATES by variant
+HYPERS, STATES, CARRIED, FADING = 9, (4, 5, 4, 5), 1, 3  # STATES by variant
 
 
 def scalars(hyper, t, carried, opmath):

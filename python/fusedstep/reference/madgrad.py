@@ -6,7 +6,7 @@ import numpy as np
 
 from .numerics import cbrt, div, ema, select, sqrt
 
-STATES = (3, 2)  # by variant
+HYPERS, STATES = 6, (3, 2)  # by variant
 COUNTS_ALL = True
 READ_ONLY = (1, 0)  # x0
 

@@ -17,6 +17,7 @@ class Facts:
     """What a rule is for a variant, and what holds where its module says nothing (RuleDefaults in
     csrc/core/rule.h). A module has these names, with a value or a tuple of one for each variant."""
 
+    HYPERS: int
     STATES: int
     CARRIED: int = 0
     FADING: int = -1
@@ -30,6 +31,16 @@ class Facts:
     READ_ONLY: int = 0
     SERVES_ALL: bool = False
     COUNTS_ALL: bool = False
+
+    @property
+    def columns(self) -> tuple[int, int, int]:
+        """How many hyper-parameters, states and carried scalars a kernel takes."""
+        return self.HYPERS, self.STATES, self.CARRIED
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether a segment's sums stay where their count is 0: then nobody took part."""
+        return self.COUNTED and not self.KEEPS_ABSENT
 
 
 def module_of(rule: str) -> ModuleType:
