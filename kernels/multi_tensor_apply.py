@@ -205,7 +205,7 @@ def multi_tensor_apply(
                         tl.store(place + k * slots, 0.0, gradient == 0)
                 arrive(
                     partial, slots, segment_begin, segment_chunks, segment_result, arrived,
-                    own_segment, SUMS, COUNTED,
+                    own_segment, SUMS, COUNTED and not KEEPS_ABSENT,
                 )  # fmt: skip
 
         # A ticket says that its program has read what the last one to finish overwrites.

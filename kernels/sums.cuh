@@ -58,7 +58,7 @@ __device__ void sum_segment(const Launch& launch, std::int64_t segment) {
         if (first + i * kThreads < end) lanes[i] = lanes[i] + partial[first + i * kThreads];
     sums[k] = fold_block<1>(lanes);
   }
-  if (threadIdx.x != 0 || (Rule::kCounted && sums[Rule::kSums - 1] == 0.0)) return;
+  if (threadIdx.x != 0 || (kKeepsSums<Rule> && sums[Rule::kSums - 1] == 0.0)) return;
   for (int k = 0; k < Rule::kSums; ++k) result_of(launch, segment)[k] = sums[k];
 }
 

@@ -11,7 +11,7 @@ LANES = tl.constexpr(1024)  # of the summation tree
 @triton.jit
 def arrive(
     partial, slots, segment_begin, segment_chunks, segment_result, arrived, segment,
-    SUMS: tl.constexpr, COUNTED: tl.constexpr,
+    SUMS: tl.constexpr, KEEPS_SUMS: tl.constexpr,
 ):  # fmt: skip
     """Count in a chunk of a segment; the last one sums the segment."""
     expected = tl.load(segment_chunks + segment)  # under way with the count
@@ -27,7 +27,7 @@ def arrive(
                 slot = first + tl.arange(0, LANES)
                 lanes += tl.load(partial + k * slots + slot, slot < end, other=0.0)
             sums += (fold(lanes),)
-        counted = sums[SUMS - 1] != 0.0 if COUNTED else True
+        fresh = sums[SUMS - 1] != 0.0 if KEEPS_SUMS else True
         for k in tl.static_range(SUMS):
-            tl.store(total + k, sums[k], counted)
+            tl.store(total + k, sums[k], fresh)
         tl.store(arrived + segment, 0)

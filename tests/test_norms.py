@@ -206,11 +206,14 @@ def a_part_of_zeros_has_no_share_in_a_mean():
         last = torch.nan if seed == 4 else float(seed == 0)
         params[0].grad = torch.tensor([3.0, 3.0, 0.0, last])
 
+    def nobody(params, seed):
+        params[0].grad = torch.full((4,), 3.0 * (seed != 1))
+
     whole = model((4,))
     params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)]])
     options = {"betas": (0.0, 0.0), "eps": 1.0, "skip_zero_second_moment": True}
-    for steps in (4, 6):
-        train_both(partial(fusedstep.AvaGrad, **options), params, whole, steps, first_half)
+    for steps, give in (4, nobody), (4, first_half), (6, first_half):
+        train_both(partial(fusedstep.AvaGrad, **options), params, whole, steps, give)
     assert whole[0].isnan().all()
 
 

@@ -179,6 +179,24 @@ def test_avagrad_sees_a_changed_eps(backend, device):
     assert torch.equal(p, q)
 
 
+def test_avagrads_mean_of_nobody_is_not_that_of_the_step_before(backend, device):
+    """Where no second moment is left that would count, a loaded optimizer has no other mean."""
+    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    options = {"betas": (0.9, 0.0), "eps": 1e-3, "skip_zero_second_moment": True}
+    a, b = (fusedstep.AvaGrad([x], backend=backend, **options) for x in (p, q))
+    for scale in (1.0, 0.0):
+        p.grad.mul_(scale)
+        a.step()
+    assert not a.state[p]["exp_avg_sq"].any()
+    with torch.no_grad():
+        q.copy_(p)
+    b.load_state_dict(a.state_dict())
+    p.grad.copy_(q.grad)
+    a.step()
+    b.step()
+    assert torch.equal(p, q)
+
+
 def refused(match, make):
     with pytest.raises(ValueError, match=match):
         make()

@@ -32,8 +32,7 @@ struct RuleDefaults {
   static constexpr int kFading = -1;  // the state that, once zero everywhere, stays zero, or -1
   static constexpr int kSums = 0;
   static constexpr bool kEmits = false;
-  // The last sum counts those who took part, 1 or 0 each: where it is 0, a segment's sums stay.
-  static constexpr bool kCounted = false;
+  static constexpr bool kCounted = false;      // the last sum counts who took part, 1 or 0 each
   static constexpr bool kKeepsAbsent = false;  // a tensor without a gradient keeps its share
   // What memory the pass touches. One that moves no parameter is no step: counts and carried
   // scalars stay.
@@ -117,6 +116,10 @@ constexpr bool check_rule() {
 
 template <class Rule>
 constexpr bool kReadsSums = Rule::kSums > 0 && Rule::kMovesParam;
+
+// Whether a segment's sums stay where their count is 0: then nobody took part in the step.
+template <class Rule>
+constexpr bool kKeepsSums = Rule::kCounted && !Rule::kKeepsAbsent;
 
 // States that are written; the others follow them.
 template <class Rule>

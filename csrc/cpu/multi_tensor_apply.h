@@ -206,7 +206,7 @@ void finish_sums(const Launch& launch) {
       fold(lanes, count, 1);
       sums[k] = lanes[0];
     }
-    if (Rule::kCounted && sums[Rule::kSums - 1] == 0.0) continue;
+    if (kKeepsSums<Rule> && sums[Rule::kSums - 1] == 0.0) continue;
     for (int k = 0; k < Rule::kSums; ++k) result_of(launch, segment)[k] = sums[k];
   }
 }

@@ -67,7 +67,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     axes = [shards.axes(p) for p in params]
     devices = {each.param.device for each in planned}
     backends = {device: choose(optimizer.backend, device) for device in devices}
-    rule_facts = facts(optimizer.rule, 0)
+    rule_facts = facts(optimizer.rule, planned[0].alike.variant if planned else 0)
     segments = optimizer.segments() if rule_facts.SUMS else []
     _check_sums(optimizer, planned, segments, axes)
 
@@ -92,7 +92,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             totals = optimizer.segment_totals(device)
             sums = Sums(
                 rule_facts.SUMS, numels, segments, indices, device,
-                totals=totals, axes=axes, counted=rule_facts.COUNTED,
+                totals=totals, axes=axes, keeps=rule_facts.keeps_sums,
             )  # fmt: skip
         if optimizer.needs_norm():
             norm = Norm(numels, axes, indices, device, skips=optimizer.skip_nonfinite)

@@ -86,7 +86,7 @@ def _finish_sums(launch: Launch, sums: Sums) -> None:
             begin, end = sums.begin[segment].item(), sums.begin[segment + 1].item()
             with np.errstate(all="ignore"):
                 found = [float(tree(x)) for x in sums.partial[:, begin:end].cpu().numpy()]
-            if not sums.counted or found[-1] != 0:
+            if not sums.keeps or found[-1] != 0:
                 result = sums.results[segment]
                 result.copy_(torch.tensor(found, dtype=result.dtype, device=result.device))
 

@@ -38,7 +38,7 @@ class Sums:
         totals: float64 ``[K]`` per segment, what kernels read; None: own memory, from 0.
         axes: of every parameter, along which it is spread over processes, if any is; alike in a
             segment.
-        counted: the last sum is a count; where it is 0, a segment's totals stay.
+        keeps: the last sum is a count; where it is 0, a segment's totals stay.
 
     Attributes:
         partial: ``[K, slots]`` float64.
@@ -59,14 +59,14 @@ class Sums:
         *,
         totals: list[torch.Tensor] | None = None,
         axes: Sequence[tuple[Axis, ...]],
-        counted: bool = False,
+        keeps: bool = False,
     ):
         counts, self.segments = chunk_counts(numels), np.asarray(segments, dtype=np.int64)
         size = int(self.segments.max(initial=-1)) + 1
         per_segment = np.bincount(self.segments, counts, size).astype(np.int64)
         served = np.asarray(planned, dtype=np.int64)
         chunks = np.bincount(self.segments[served], counts[served], size).astype(np.int64)
-        self.device, self.counted = device, counted
+        self.device, self.keeps = device, keeps
         self.partial = torch.zeros((count, int(counts.sum())), dtype=torch.float64, device=device)
         self.begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
         self.chunks = torch.from_numpy(chunks).to(device)
@@ -99,13 +99,14 @@ class Sums:
         """Make totals of the results of all processes, each of the parts that it holds."""
         if not self._joined:
             return
-        sums = self._mine.clone()
-        self._mine.zero_()  # a segment without elements here is written by no kernel and adds 0
+        sums = self._mine.clone()  # of the last step that was not skipped
+        if self.keeps:
+            self._mine.zero_()  # where nobody takes part here, no kernel writes it, and it adds 0
         for group, rows in self._groups:
             part = sums[rows]
             dist.all_reduce(part, group=group)
             sums[rows] = part
-        if self.counted:
+        if self.keeps:
             sums = sums.where(sums[:, -1:] > 0, torch.stack(self._joined))
         torch._foreach_copy_(self._joined, list(sums))
 
