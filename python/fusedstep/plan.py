@@ -58,8 +58,7 @@ class Plan:
         states = (optimizer.state[p] for params in served for p in params)
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
         self.write_counts = WriteCounts(launches, served, surveyed)
-        # The reference takes tensors, not addresses; and a sparse step puts back what it gathered.
-        self._by_address = not touched and optimizer.backend != "reference"
+        self._by_address = optimizer.backend != "reference"  # which takes tensors
         self.gatherer = Gatherer(optimizer, launches, touched, displaced, self._by_address)
 
         def round_of(passes: Iterable[Pass | None]) -> Round:
@@ -98,7 +97,7 @@ class Plan:
 
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
-        norm = self.launches[0].grad_norm if self.launches else None
+        norm = self.launches[0].grad_norm
         return None if norm is None else norm.total
 
 

@@ -23,7 +23,7 @@ class Touched:
 
     def gather(self, full: torch.Tensor) -> torch.Tensor:
         """The touched elements of a tensor of the parameter's shape, ``[nnz, ...]``."""
-        part = full.detach()[self._where].contiguous()
+        part = full[self._where].contiguous()
         self._gathered.append((full, part))
         return part
 

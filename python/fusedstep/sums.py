@@ -62,8 +62,8 @@ class Sums:
         keeps: bool = False,
     ):
         counts, self.segments = chunk_counts(numels), np.asarray(segments, dtype=np.int64)
-        size = int(self.segments.max(initial=-1)) + 1
-        per_segment = np.bincount(self.segments, counts, size).astype(np.int64)
+        per_segment = np.bincount(self.segments, counts).astype(np.int64)
+        size = len(per_segment)
         served = np.asarray(planned, dtype=np.int64)
         chunks = np.bincount(self.segments[served], counts[served], size).astype(np.int64)
         self.device, self.keeps = device, keeps
