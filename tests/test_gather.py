@@ -33,6 +33,7 @@ CHANGES = {
     "a gradient's width": (torch.float32, lambda p, near: (None, torch.ones(4).double())),
     "a gradient's dtype": (torch.bfloat16, lambda p, near: (None, torch.ones(4).half())),
     "a gradient's digits": (torch.float16, lambda p, near: (None, torch.ones(4).bfloat16())),
+    "a gradient's size": (torch.float32, lambda p, near: (None, torch.ones(3))),
     "a gradient of more dimensions": (torch.float32, lambda p, near: (None, torch.ones(2, 4).t())),
     "a parameter's width": (torch.float32, lambda p, near: (near.view(torch.float64)[:4], None)),
     "a parameter's dtype": (torch.bfloat16, lambda p, near: (near.view(torch.float16)[:4], None)),

@@ -32,6 +32,35 @@ def test_a_rates_tensor_that_is_no_number_any_more_is_refused(message):
         optimizer.step()
 
 
+def test_a_rate_that_is_where_the_parameters_are_is_not_read():
+    params, rate = model(), torch.tensor(0.1)
+    optimizer = fusedstep.AdamW(params, lr=rate)
+    train(optimizer, params, 1)
+    (launch,) = optimizer._plan.launches
+    assert rate.data_ptr() in launch.source.tolist()[0], "kernels read it"
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor])
+def test_each_launch_has_its_own_groups_numbers(number):
+    found = []
+    for together in (True, False):
+        params = [model(dtype=dtype) for dtype in (torch.float32, torch.float64)]
+        groups = [{"params": p, "lr": number(lr)} for p, lr in zip(params, (0.25, 0.5))]
+        for p in (every := [*params[0], *params[1]]):
+            p.grad = torch.ones_like(p)
+        for each in [groups] if together else [[group] for group in groups]:
+            fusedstep.AdamW(each).step()
+        found.append(every)
+    assert all(map(torch.equal, *found))
+
+
+def test_a_rate_that_was_rounded_below_0_moves_nothing():
+    params = model(dtype=torch.float64)
+    give_gradients(params)
+    with nothing_moves(params):
+        fusedstep.AdamW(params, lr=-1e-13).step()
+
+
 def test_a_sparse_rate_is_refused():
     with pytest.raises(ValueError, match="lr is a Tensor on cpu, without memory of its own"):
         fusedstep.AdamW(model(), lr=torch.tensor(0.1).to_sparse())

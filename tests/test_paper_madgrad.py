@@ -256,6 +256,17 @@ def test_a_parameter_with_sparse_gradients_may_have_any_strides():
     assert torch.equal(*found)
 
 
+def test_a_sparse_gradient_may_have_several_sparse_dimensions():
+    dense, found = torch.zeros(3, 4, 2), []
+    dense[[0, 2], [3, 1]] = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+    for g in (dense, dense.to_sparse(2)):
+        (p,) = model((3, 4, 2))
+        p.grad = g
+        fusedstep.MADGRAD([p], momentum=0.0).step()
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("backend", ["reference", *TESTED_BACKENDS])
 def test_a_first_step_at_rate_zero_keeps_the_parameter(backend):
     """torch takes one to make states. 0.9 p + 0.1 p is p but for the rounding."""

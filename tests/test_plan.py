@@ -166,14 +166,16 @@ def test_bytes_per_parameter(name, options, expected):
 
 
 def test_bytes_of_16_bit_modes():
-    def moved(**options):
-        optimizer = fusedstep.AdamW(params((10,), dtype=torch.bfloat16), **options)
+    def moved(cls=fusedstep.AdamW, **options):
+        optimizer = cls(params((10,), dtype=torch.bfloat16), **options)
         optimizer.step()
         return optimizer.bytes_moved()
 
     assert moved() == 10 * (2 + 2 + 2 + 16)
     assert moved(master_weights=True) == 10 * (2 + 2 + 8 + 16)
     assert moved(master_weights=True, state_dtype=torch.bfloat16) == 10 * (2 + 2 + 8 + 4 + 8)
+    twice = moved(fusedstep.LAMB, master_weights=True, max_grad_norm=None)
+    assert twice == 10 * ((2 + 4 + 16) + (8 + 2 + 8))  # the first pass moves no parameter
 
 
 PASSES = [("AvaGrad", {}, 1), ("LAMB", {"max_grad_norm": None}, 2), ("LAMB", {}, 3)]
