@@ -59,12 +59,16 @@ def test_masters_are_compared_only_where_somebody_wrote(monkeypatch):
     """Whoever compares waits for the device."""
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)
+    plain = fusedstep.AdamW(wide := model(), master_weights=True)
     train(optimizer, params, 1)
     monkeypatch.setattr(fusedstep.AdamW, "_warn_of_edits", None)
     for _ in range(2):
         train(optimizer, params, 2)
+        optimizer.zero_grad()
         load_threes(params)
         optimizer.resync_master()
+        train(plain, wide, 1)
+        load_threes(wide)  # they have no masters
     with pytest.raises(TypeError):
         load_threes(params)
         train(optimizer, params, 1)
@@ -167,7 +171,8 @@ def test_masters_of_what_was_frozen_and_freed_do_not_stop_a_resync():
     frozen.grad, frozen.data = None, torch.empty(0, dtype=torch.bfloat16)
     other.data.fill_(0.5)
     optimizer.resync_master()
-    assert (optimizer.state[other]["master_param"] == 0.5).all()
+    master = optimizer.state[other]["master_param"]
+    assert (master == 0.5).all() and not master.requires_grad
 
 
 @pytest.mark.filterwarnings("ignore:.*are left out")

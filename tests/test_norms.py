@@ -101,6 +101,18 @@ def test_avagrad_sees_a_changed_eps_where_there_is_no_gradient(backend, device):
     assert torch.equal(*found)
 
 
+def test_a_survey_compares_no_tensors(monkeypatch):
+    """That would wait for the device; a tensor that stays in its place calls for no survey."""
+    (p,) = parameters([30], (torch.float32,), "cpu")
+    optimizer = fusedstep.AvaGrad([p], eps=0.5)
+    monkeypatch.setattr(torch.Tensor, "__eq__", None)
+    for eps in (torch.tensor(0.5), 0.5, torch.tensor(0.5)):
+        optimizer.step()
+        optimizer.param_groups[0]["eps"] = eps
+    optimizer.step()
+    assert len(optimizer._plan.rounds(optimizer)) == 2, "without a survey"
+
+
 def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():
     found = []
     for cast in (torch.Tensor.double, torch.Tensor.float):

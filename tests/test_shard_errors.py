@@ -4,6 +4,7 @@ import fusedstep
 import pytest
 import torch
 import torch.distributed as dist
+from fusedstep import shards
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -171,3 +172,21 @@ def test_a_plan_sees_a_gradient_that_is_not_distributed_as_planned(alone):
         p.grad = own
     optimizer.step()
     assert [int(optimizer.state[p]["step"]) for p in params] == [2, 2]
+
+
+def test_a_parameter_may_be_of_a_class_of_its_own_before_there_are_distributed_ones(monkeypatch):
+    monkeypatch.setattr(shards, "dtensor_type", lambda: None)
+    p = type("Own", (torch.nn.Parameter,), {})(torch.ones(3))
+    p.grad = torch.ones(3)
+    fusedstep.AdamW([p]).step()
+    assert (p != 1.0).all()
+
+
+def test_a_mesh_of_one_process_cuts_nothing(alone):
+    whole = with_gradients((4,), (3,))
+    params = distribute(whole, alone, [[Shard(0)], None])
+    give_parts(params, whole)
+    optimizer, of = fusedstep.AvaGrad(params), fusedstep.AvaGrad(whole)
+    optimizer.step()
+    of.step()
+    assert torch.equal(params[0].full_tensor(), whole[0]) and torch.equal(params[1], whole[1])

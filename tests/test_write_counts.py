@@ -45,6 +45,16 @@ def test_backward_may_be_allowed_to_go_on_from_copies(backend):
         assert torch.equal(p.grad, want)
 
 
+def test_inference_tensors_are_stepped_beside_such_copies():
+    """Operations may not write into them here, and autograd saves none."""
+    with torch.inference_mode():
+        (p,) = params = model((4,))
+    optimizer = fusedstep.AdamW(params)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        train(optimizer, params, 2)
+    assert optimizer.state[p]["step"] == 2
+
+
 @pytest.mark.parametrize("older_torch", [False, True])
 def test_what_has_no_gradient_is_not_counted(older_torch, monkeypatch):
     if older_torch:
@@ -56,23 +66,25 @@ def test_what_has_no_gradient_is_not_counted(older_torch, monkeypatch):
             count(tensor)
 
         monkeypatch.setattr(torch.autograd.graph, "increment_version", one)
-    moved, kept = params = model((3,), (4,))
+    *moved, kept = params = model((3,), (2,), (4,))
     optimizer = fusedstep.MAdam(params)
     train(optimizer, params, 1)
     kept.grad = None
     before = [p._version for p in params]
-    for _ in range(2):
+    optimizer.step()
+    assert all(p._version > count for p, count in zip(moved, before))
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
         optimizer.step()
-    assert moved._version > before[0] and kept._version == before[1]
+    assert kept._version == before[-1]
 
 
 def test_a_distributed_tensor_is_counted_whole_and_in_part(alone):
-    whole = with_gradients((4,))
-    (p,) = params = distribute(whole, alone, [[Shard(0)]])
+    whole = with_gradients((4,), (3,))
+    p, _ = params = distribute(whole, alone, [[Shard(0)], None])
     give_parts(params, whole)
-    before = [t._version for t in (p, local(p))]
+    before = [t._version for t in (*params, local(p))]
     fusedstep.AdamW(params).step()
-    assert [t._version for t in (p, local(p))] == [count + 1 for count in before]
+    assert [t._version for t in (*params, local(p))] == [count + 1 for count in before]
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
@@ -125,6 +137,21 @@ def test_writes_into_the_part_of_a_distributed_state_are_taken_up(alone):
             optimizer.step()
         found.append(gathered(optimizer, params))
     assert_same(*found)
+
+
+def test_a_part_of_a_state_that_is_gone_is_not_written(alone):
+    whole = with_gradients((4,))
+    (p,) = params = distribute(whole, alone, [[Shard(0)]])
+    give_parts(params, whole)
+    optimizer, of = fusedstep.AdamW(params), fusedstep.AdamW(whole)
+    for t in range(3):
+        if t == 2:
+            state = optimizer.state[p]["exp_avg"]
+            state._local_tensor = state._local_tensor.clone()
+            assert optimizer._plan.gatherer._lost, "it is not looked at"
+        optimizer.step()
+        of.step()
+    assert_same(gathered(optimizer, params), stored(of, whole))
 
 
 def test_a_part_that_was_made_under_inference_mode_has_no_count(alone):
