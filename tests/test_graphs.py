@@ -153,11 +153,13 @@ def test_capturing_beside_a_stream_of_another_device_is_refused(monkeypatch):
     plan = SimpleNamespace(launches=[launch], gatherer=gatherer)
     monkeypatch.setattr(optimizer, "_plan", plan)
     monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda of: contextlib.nullcontext(asked.append(of)))
     found = iter([True, False])
     monkeypatch.setattr(graphs, "capturing", lambda: next(found))
     with pytest.raises(RuntimeError, match="parameters on cuda:1, whose current stream is not"):
         optimizer.step()
+    assert asked == ["cuda:1"]
     assert_same(stored(optimizer, params), before)
 
 
@@ -179,10 +181,10 @@ def test_a_captured_step_keeps_what_its_replays_read(monkeypatch):
             train(optimizer, params, 1, seed=1)
         found.append(stored(optimizer, params))
     assert_same(*found)
-    ((plan, kept, held, *_),) = optimizer._captured
+    ((plan, kept, held, rows, *_),) = optimizer._captured
     states = {id(t) for state in optimizer.state.values() for t in state.values()}
     assert states and states <= set(map(id, held))
-    assert plan is optimizer._plan and optimizer._in_graph
+    assert plan is optimizer._plan and rows is optimizer._rows and optimizer._in_graph
     assert [each.tolist() for each in kept] == [table.host.tolist() for table in tables]
     assert len(kept) == 2
 
