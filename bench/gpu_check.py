@@ -75,16 +75,16 @@ STAGES: list[dict[str, Part]] = [
     {"build": Part([*INSTALL, "--editable", "."], 120, {"FUSEDSTEP_CUDA": "ON"})},
     {
         "machine": Part([sys.executable, "-c", MACHINE], 60),
-        "tests": tests("gpu", "bits", "sums", "cbrt"),
+        "tests": tests("gpu", "bits", "sums", "norms", "fading", "layout", "cbrt"),
         "memcheck": sanitizer("memcheck"),
         "racecheck": sanitizer("racecheck"),
     },
     {"bench_f32": bench("bench_f32", "--set", "bert-large", "gpt2-xl", "--peers", "torch-fused",
                         "torch-foreach", "torch-optimi", "flashoptim", "bitsandbytes", "timm")},
+    {"bench_host": bench("bench_host", "--set", "bert-large-bucket", "tiny", "bert-base",
+                         "--algorithms", "adamw", "madam", "lamb")},
     {"bench_dtypes": bench("bench_dtypes", "--set", "bert-large", "--peers", "none", "--dtype",
                            "bf16", "f16", "bf16-master", "bf16-state16")},
-    {"bench_host": bench("bench_host", "--set", "tiny", "bert-base", "bert-large-bucket",
-                         "--algorithms", "adamw", "madam", "lamb")},
 ]  # fmt: skip
 
 
