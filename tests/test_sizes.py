@@ -2,9 +2,11 @@
 
 import gc
 import re
+import sys
 import time
 from pathlib import Path
 
+import fusedstep
 import numpy as np
 import psutil
 import torch
@@ -129,3 +131,19 @@ def test_a_first_step_takes_time_in_proportion_to_the_tensors(cls):
 
     first_step(10)
     assert first_step(1600) < 3 * 16 * first_step(100)  # 256 times as long if it were quadratic
+
+
+def test_planning_asks_little_of_each_tensor():
+    """By the number of calls, as times depend on the machine."""
+
+    def calls(tensors):
+        params, found = model(*[(3,)] * tensors), []
+        optimizer = fusedstep.AdamW(params)
+        train(optimizer, params, 1)
+        optimizer._plan = None
+        sys.setprofile(lambda frame, event, _: found.append(event))
+        optimizer.step()
+        sys.setprofile(None)
+        return sum(event in ("call", "c_call") for event in found)
+
+    assert calls(200) - calls(100) < 100 * 200

@@ -51,7 +51,8 @@ class _Planned:
     where: str
     param: torch.Tensor
     alike: _Alike
-    unfit: list[str]  # what of its state is to be made
+    state: dict[str, Any]  # as it is
+    unfit: list[str]  # what of it is to be made
 
 
 @torch.inference_mode(False)  # what is made here serves later steps, too
@@ -75,8 +76,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     kinds: dict[Kind, list[Entry]] = {}
     for each in planned:
         p = each.param
-        held = optimizer.state.get(p, {})
-        states[p] = state_tensors.completed(held, p, each.alike.layout, each.unfit)
+        states[p] = state_tensors.completed(each.state, p, each.alike.layout, each.unfit)
         if memory.is_sparse(p.grad):
             touched[each.index] = Touched(p.grad)
         kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
@@ -100,8 +100,9 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             _plan_passes(optimizer, launch, sums, norm)
             for work in filter(None, (launch.norm, launch.survey, *launch.passes)):
                 backends[device].prepare(launch, work)
-    for p, state in states.items():
-        state_tensors.replace(optimizer.state[p], state)
+    for each in planned:
+        if (state := states[each.param]) is not each.state:
+            state_tensors.replace(optimizer.state[each.param], state)
     return Plan(optimizer, launches, backends, touched, displaced)
 
 
@@ -141,7 +142,7 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
                 if grad is not None:
                     raise
                 continue
-            planned.append(_Planned(i, where, p, alike, unfit))
+            planned.append(_Planned(i, where, p, alike, state, unfit))
     stepping = [each for each in planned if each.param.grad is not None]
     if stepping and (optimizer.needs_norm() or not facts(optimizer.rule, 0).COUNTS_ALL):
         # on other devices nothing steps; norms are of one device
