@@ -58,7 +58,8 @@ class Plan:
         states = (optimizer.state[p] for params in served for p in params)
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
         self.write_counts = WriteCounts(launches, served, surveyed)
-        self._by_address = optimizer.backend != "reference"  # which takes tensors
+        # The reference takes tensors; and native code would refuse a sparse gradient, in each step.
+        self._by_address = not touched and optimizer.backend != "reference"
         self.gatherer = Gatherer(optimizer, launches, touched, displaced, self._by_address)
 
         def round_of(passes: Iterable[Pass | None]) -> Round:

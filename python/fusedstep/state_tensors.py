@@ -155,8 +155,8 @@ def _fits(value: Any, p: torch.Tensor, lies: tuple, spec: StateSpec) -> bool:
         like = value.ndim == 0 and value.device == lies[0]
     else:
         like = (value.device, value.shape, value.stride()) == lies
-    like = like and not (whole.is_inference() or value.is_inference())
-    return like and not (value.requires_grad or value.is_neg() or memory.is_missing(value))
+    like = like and not (value.requires_grad or value.is_neg() or memory.is_missing(value))
+    return like and not _is_inference(whole)
 
 
 def _fitted(value: Any, p: torch.Tensor, spec: StateSpec, copy: bool = False) -> torch.Tensor:
