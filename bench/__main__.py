@@ -12,6 +12,7 @@ Ratios of one run mean something; the times of a busy machine do not.
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
 import shlex
@@ -38,7 +39,7 @@ DEFAULTS = {  # sets and algorithms, by command
     "training": (["small-bert"], list(contenders.ALGORITHMS)),
     "self-check": (["tiny"], ["AdamW"]),
 }
-COMMON = {"algorithms", "backends", "device", "threads"}
+COMMON = {"algorithms", "backends", "import", "device", "threads"}
 ROWS = {"peers", "rounds", "out", "gate", "plot", "record"}  # options of what writes rows
 TAKEN = {  # options, by command
     None: COMMON | ROWS | {"set", "dtype"},
@@ -69,6 +70,9 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         "--algorithms", **several, help="classes, or cases of the bit matrix (madam-released)"
     )
     parser.add_argument("--backends", **several, help="default: those that serve the device")
+    parser.add_argument(
+        "--import", **several, default=[], help="modules that register backends of your own"
+    )
     parser.add_argument(
         "--peers", **several, default=["torch"], help=f"all, none, torch, {', '.join(peers.PEERS)}"
     )
@@ -101,6 +105,13 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         results.check_place(chosen.out)
     if chosen.record:
         results.of_record()  # a damaged file is told before anything is measured
+    for module in words(getattr(chosen, "import")):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"--import is {module}: {error}; is its folder in PYTHONPATH?"
+            ) from error
     return chosen
 
 
@@ -121,7 +132,7 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
     """
     sets, names = DEFAULTS[chosen.command]
     sets, names = words(chosen.set or sets), words(chosen.algorithms or names)
-    backends = [contenders.backend(name.lower(), where) for name in words(chosen.backends or [])]
+    backends = [contenders.backend(name, where) for name in words(chosen.backends or [])]
     backends = backends or contenders.backends(where)
     others = [peer for name in words(chosen.peers) for peer in peers.names(name)]
     others = [peer for peer in dict.fromkeys(others) if peers.version(peer) is not None]

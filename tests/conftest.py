@@ -18,10 +18,10 @@ import pytest
 import torch.distributed as dist
 from fusedstep import testing, verify
 from fusedstep.backends import (
-    BACKENDS,
     CpuBackend,
     CudaBackend,
     available_backends,
+    register,
     why_unavailable,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -52,10 +52,11 @@ def _register() -> list[str]:
         raise pytest.UsageError(f"fusedstep is not built: {CpuBackend().absent}")
     names = [name for name in available_backends() if name != "reference"]
     for level in CpuBackend().module.cpu_levels()[:-1]:
-        BACKENDS[f"cpu-{level}"] = backend = CpuBackend(level=level)
+        backend = CpuBackend(level=level)
         backend.name = f"cpu-{level}"
+        register(backend)
         names.append(backend.name)
-    BACKENDS[EmulatedCuda.name] = EmulatedCuda()
+    register(EmulatedCuda())
     return [*names, EmulatedCuda.name]
 
 

@@ -198,7 +198,7 @@ def add_named_blocks(page: Path, root: Path) -> None:
 EXAMPLE = """
 import fusedstep, torch
 from fusedstep import testing
-from fusedstep.backends import BACKENDS, CudaBackend, available_backends
+from fusedstep.backends import CudaBackend, available_backends, register
 from tests import test_docs, test_paper
 
 class Emulated(CudaBackend):
@@ -207,7 +207,7 @@ class Emulated(CudaBackend):
     apply = lambda self, launch, work: self.enqueue(launch, work, stream=0)
 
 assert fusedstep.__file__.startswith({root!r}), fusedstep.__file__
-BACKENDS["cuda-emulated"] = Emulated()
+register(Emulated())
 (case,) = [case for case in testing.CASES if case.id == {stem!r}]
 for mode in testing.MODES:
     want = testing.run(case, mode, "ragged", "reference")

@@ -4,8 +4,8 @@ import fusedstep
 import pytest
 import torch
 from fusedstep import gather, native, testing
+from fusedstep.backends import BACKENDS
 
-from tests.conftest import BACKENDS
 from tests.training import every_class, model, train
 
 

@@ -10,12 +10,12 @@ import fusedstep
 import numpy as np
 import psutil
 import torch
+from fusedstep.backends import BACKENDS
 from fusedstep.launch import chunk_table
 from fusedstep.sums import CHUNK, first_slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import BACKENDS
 from tests.training import every_class, give_gradients, model, on_every_backend, train
 
 LARGE = st.one_of(

@@ -13,7 +13,10 @@ from .reference_backend import ReferenceBackend
 
 
 class Backend(Protocol):
+    """What runs the passes of a launch. Inherit it for one of your own: docs/kernels.md."""
+
     name: str
+    takes_tensors: bool = False  # whether ``apply`` reads ``launch.entries``; else addresses only
 
     def why_not(self, device: torch.device) -> str | None:
         """The reason why this backend cannot serve tensors on ``device``; None if it can."""
@@ -32,7 +35,7 @@ def _no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
-class _Native:
+class _Native(Backend):
     """What the two compiled backends share: the module and its Launch structs."""
 
     name: str
@@ -123,7 +126,7 @@ class CudaBackend(_Native):
         return self.module.cuda_kernel(rule, variant, float64)
 
 
-class TritonBackend:
+class TritonBackend(Backend):
     """The Triton kernels; under ``TRITON_INTERPRET=1`` also on CPU tensors."""
 
     name = "triton"
@@ -163,6 +166,22 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())
 }
+_OWN = ("auto", *BACKENDS)
+
+
+def register(backend: Backend) -> None:
+    """Make a backend of your own known: optimizers take its ``name`` as ``backend=``. One that was
+    registered under the same name before serves only steps that are planned already.
+
+    Raises:
+        ValueError: the name is ``"auto"`` or that of one of fusedstep's backends.
+    """
+    if backend.name in _OWN:
+        raise ValueError(
+            f"the name {backend.name!r} is taken: fusedstep has {', '.join(_OWN)}. Give your "
+            f"backend another one."
+        )
+    BACKENDS[backend.name] = backend
 
 
 def choose(name: str, device: torch.device) -> Backend:
@@ -175,9 +194,11 @@ def choose(name: str, device: torch.device) -> Backend:
     names = fastest.get(device.type, ("cuda", "triton", "cpu")) if name == "auto" else (name,)
     reasons = {}
     for candidate in names:
-        reasons[candidate] = BACKENDS[candidate].why_not(device)
-        if reasons[candidate] is None:
-            return BACKENDS[candidate]
+        backend = BACKENDS.get(candidate)
+        # an optimizer may have been pickled where there is another backend
+        reasons[candidate] = backend.why_not(device) if backend else "it is not registered here"
+        if backend and reasons[candidate] is None:
+            return backend
     told = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
     remedy = "" if name == "auto" else '. Move the parameters, or pass backend="auto"'
     raise RuntimeError(f"no backend can update parameters on {device}: {told}{remedy}")

@@ -32,7 +32,8 @@ class FusedOptimizer(KeepsState):
             of ``torch.nn.utils.clip_grad_norm_``. None (default): no clipping; inf: only measure.
         form: ``"paper"`` (default), the paper's algorithm, or ``"released"``, its authors' code.
         backend: ``"auto"`` (default: cuda, else triton, on GPUs; cpu on CPUs), ``"cuda"``,
-            ``"triton"``, ``"cpu"`` or ``"reference"``. Never changes a result.
+            ``"triton"``, ``"cpu"``, ``"reference"``, or one that was registered. Those five never
+            change a result.
         master_weights: keep a float32 copy of 16-bit parameters in the state and update that.
             Default: False. No effect on other parameters.
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16, except that of float64

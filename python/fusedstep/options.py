@@ -23,7 +23,7 @@ class OptionsButClipping(TypedDict, total=False):
 
     maximize: bool
     form: Literal["paper", "released"]
-    backend: Literal["auto", "cuda", "triton", "cpu", "reference"]
+    backend: Literal["auto", "cuda", "triton", "cpu", "reference"] | str
     master_weights: bool
     state_dtype: torch.dtype | None
     skip_nonfinite: bool

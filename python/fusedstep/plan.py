@@ -39,8 +39,8 @@ class Round:
 
 class Plan:
     """The launches of one optimizer's step, and what the next step runs. It keeps no state alive
-    and no memory of a parameter, so that moving them elsewhere frees their memory. (The reference
-    backend, which takes tensors, keeps them until the next step.)"""
+    and no memory of a parameter, so that moving them elsewhere frees their memory. (A backend
+    that takes tensors keeps them until the next step.)"""
 
     def __init__(
         self,
@@ -58,8 +58,9 @@ class Plan:
         states = (optimizer.state[p] for params in served for p in params)
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
         self.write_counts = WriteCounts(launches, served, surveyed)
-        # The reference takes tensors; and native code would refuse a sparse gradient, in each step.
-        self._by_address = not touched and optimizer.backend != "reference"
+        # Native code would refuse a sparse gradient, in each step.
+        takes_tensors = any(backend.takes_tensors for backend in backends.values())
+        self._by_address = not touched and not takes_tensors
         self.gatherer = Gatherer(optimizer, launches, touched, displaced, self._by_address)
 
         def round_of(passes: Iterable[Pass | None]) -> Round:

@@ -15,6 +15,7 @@ class ReferenceBackend:
     """The numpy reference: slow, and the law. CUDA tensors travel to the host and back."""
 
     name = "reference"
+    takes_tensors = True
 
     def why_not(self, device: torch.device) -> str | None:
         return "meta tensors have no memory" if device.type == "meta" else None

@@ -1,0 +1,125 @@
+"""Backends of users' own: docs/kernels.md."""
+
+import json
+import pickle
+import runpy
+import sys
+from pathlib import Path
+
+import fusedstep
+import pytest
+from fusedstep import testing
+from fusedstep.backends import BACKENDS, CpuBackend, register
+from fusedstep.reference_backend import ReferenceBackend
+
+from bench import __main__ as command
+from tests.conftest import TESTED_BACKENDS
+from tests.test_docs import NAMED, ROOT
+from tests.training import give_gradients, model, train
+
+# One for each way to have states, counts and carried scalars, and one that is refused.
+EXAMPLES = ("adamw-amsgrad", "lamadam-faded", "laprop-paper-centered", "madgrad-paper", "lamb")
+
+
+@pytest.fixture(autouse=True)
+def known():
+    """What a test registers is forgotten after it."""
+    before = dict(BACKENDS)
+    yield
+    BACKENDS.clear()
+    BACKENDS.update(before)
+
+
+class Tensors(ReferenceBackend):
+    name = "tensors"
+
+
+class Level(CpuBackend):
+    name = "level"
+
+
+@pytest.mark.parametrize("mine", [Tensors, Level])
+def test_a_registered_backend_takes_steps(mine):
+    """The second, too, of one that takes tensors: a plan keeps them for it."""
+    register(mine())
+    runs = {}
+    for name in (mine.name, "reference"):
+        params = model()
+        optimizer = fusedstep.MAdam(params, backend=name)
+        train(optimizer, params, 3)
+        assert optimizer.backends_in_use == {"cpu": name}
+        runs[name] = params
+    for got, want in zip(*runs.values(), strict=True):
+        assert not testing.difference("p", got.detach(), want.detach())
+    assert mine.name in fusedstep.available_backends()
+
+
+def test_another_of_the_same_name_takes_its_place():
+    first, second = Level(), Level()
+    register(first)
+    register(second)
+    assert BACKENDS["level"] is second
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_a_name_that_is_taken_is_refused(name, monkeypatch):
+    monkeypatch.setattr(Level, "name", name)
+    before = dict(BACKENDS)
+    with pytest.raises(ValueError, match=f"the name '{name}' is taken: fusedstep has auto, cuda"):
+        register(Level())
+    assert before == BACKENDS
+
+
+def test_one_that_was_pickled_elsewhere_is_missed_by_name():
+    register(Level())
+    params = model()
+    optimizer = pickle.loads(pickle.dumps(fusedstep.AdamW(params, backend="level")))
+    del BACKENDS["level"]
+    give_gradients(optimizer.param_groups[0]["params"])
+    with pytest.raises(RuntimeError, match="on cpu: level: it is not registered here. "):
+        optimizer.step()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Holds the files of the page."""
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    for block in NAMED.finditer(page):
+        (tmp_path / block["path"]).write_text(block["code"], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "persistent", raising=False)  # another test's
+    return tmp_path
+
+
+needs_triton = pytest.mark.skipif("triton" not in TESTED_BACKENDS, reason="it is in Triton")
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of inf and NaN
+def test_the_kernel_of_the_page_has_the_references_bits(folder, request, monkeypatch, capsys):
+    if not request.config.getoption("--full-matrix"):
+        some = [case for case in testing.CASES if case.id in EXAMPLES]
+        monkeypatch.setattr(testing, "CASES", some)
+    runpy.run_path(str(folder / "compare.py"))
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said.keys() == {case.id for case in testing.CASES}
+    served = [words for words in said.values() if words == "equal"]
+    refused = [words for words in said.values() if words.startswith("persistent: only float32")]
+    assert len(served) >= 4 and len(refused) >= 1 and len(served + refused) == len(said)
+
+
+@needs_triton
+def test_the_kernel_of_the_page_is_measured(folder, capsys):
+    rows = folder / "rows.json"
+    arguments = ["--import", "persistent", "--backends", "persistent", "--set", "2x300"]
+    more = ["--algorithms", "AdamW", "--peers", "none", "--rounds", "2", "--out", str(rows)]
+    assert command.main([*arguments, *more]) == 0, capsys.readouterr()
+    ours = json.loads(rows.read_text())["rows"]
+    assert {row["backend"] for row in ours} == {"persistent"}
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(capsys):
+    assert command.main(["--import", "no_such_module"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m bench: --import is no_such_module: No module named")
+    assert error.count("\n") == 1
