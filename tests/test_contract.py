@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 import subprocess
-from itertools import count, product
+from itertools import count
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -100,27 +100,6 @@ def test_every_template_constant_is_in_the_bit_matrix():
                 optimizer = cls([p], **dict(case.options))
                 seen.add(optimizer.variant(optimizer.param_groups[0]))
         assert seen == set(range(1 << len(cls.constants))), cls
-
-
-@pytest.mark.parametrize("cls", OPTIMIZERS)
-def test_columns_agree_with_the_kernels(cls):
-    native, emulated = CpuBackend(), emulation.load()
-    p = torch.nn.Parameter(torch.ones(1))
-    for options in ({}, {"amsgrad": True}, {"form": "released"}, {"momentum": 0.0}):
-        if not options.keys() <= cls([p]).defaults.keys():
-            continue
-        optimizer = cls([p], **options)
-        group = optimizer.param_groups[0]
-        variant = optimizer.variant(group)
-        surveys = [] if optimizer.survey is None else [optimizer.survey]
-        for bits, float64 in product([*cls.passes, *surveys], (False, True)):
-            for kernel in (
-                native.kernel(cls.rule, variant | bits, float64),
-                emulated.cuda_kernel(cls.rule, variant | bits, float64),
-            ):
-                assert kernel.hypers == len(cls.hypers)
-                assert kernel.states == len(optimizer.state_fills(group))
-                assert kernel.carried == len(cls.carried)
 
 
 def test_levels_are_told_once_and_the_widest_last():

@@ -42,6 +42,11 @@ CHANGES = {
 }
 
 
+TOLD = (
+    "has (dtype|shape) .* and a gradient of|its state exp_avg is .* of shape|overlap or leave gaps"
+)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_exchanged_under_its_tensor_is_not_as_planned(change):
     """At the same address and alike in all but one, so that nothing else tells."""
@@ -56,6 +61,6 @@ def test_what_is_exchanged_under_its_tensor_is_not_as_planned(change):
         p.data = data
     if grad is not None:
         p.grad.data = grad
-    with pytest.raises(ValueError, match="dtype|shape"):
+    with pytest.raises(ValueError, match=TOLD):
         optimizer.step()
     assert torch.equal(near, before)

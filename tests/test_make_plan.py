@@ -216,23 +216,6 @@ def test_torchs_default_device_does_not_matter(cls, backend):
     assert_same(*results)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@every_class
-def test_a_step_in_inference_mode_can_be_gone_on_from_outside(cls, backend):
-    """Tensors that are made in that mode could not be written outside of it."""
-    results = []
-    for inference in (True, False):
-        params = model()
-        optimizer = cls(params, max_grad_norm=1.0, backend=backend)
-        with torch.inference_mode(inference):
-            train(optimizer, params, 1)
-        train(optimizer, params, 2, seed=1)
-        states = (v for p in params for v in optimizer.state[p].values())
-        assert not any(map(torch.is_inference, states))
-        results.append(stored(optimizer, params))
-    assert_same(*results)
-
-
 CONTAINERS = {
     "its state is a UserDict": lambda optimizer: setattr(
         optimizer, "state", UserDict(optimizer.state)

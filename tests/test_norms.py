@@ -37,7 +37,9 @@ def test_a_norm_is_summed_without_those_that_have_no_gradient_yet(backend, devic
     assert torch.equal(*found)
 
 
-def test_avagrad_sees_a_changed_choice_of_coordinates(backend, device):
+@pytest.mark.parametrize("name, value", [("eps", 0.5), ("skip_zero_second_moment", True)])
+def test_avagrads_mean_is_by_the_options_of_its_step(name, value, backend, device):
+    """In the paper form, not by those of the step before, which has summed it."""
     (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
     a = fusedstep.AvaGrad([p], backend=backend, eps=0.1)
     p.grad[:100] = 0.0
@@ -45,8 +47,8 @@ def test_avagrad_sees_a_changed_choice_of_coordinates(backend, device):
     with torch.no_grad():
         q.copy_(p)
     q.grad = p.grad.clone()
-    a.param_groups[0]["skip_zero_second_moment"] = True
-    b = fusedstep.AvaGrad([q], backend=backend, eps=0.1, skip_zero_second_moment=True)
+    a.param_groups[0][name] = value
+    b = fusedstep.AvaGrad([q], backend=backend, **{"eps": 0.1, name: value})
     b.load_state_dict(a.state_dict())
     a.step()
     b.step()

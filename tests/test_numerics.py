@@ -193,19 +193,6 @@ def test_zeros_keep_their_signs_where_something_is_negated(dtype, backend, devic
     assert (want == 0).all() and not want.signbit().all()
 
 
-def test_the_number_of_threads_changes_nothing():
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
-            results.append(testing.run(CASE, F32, "chunk", "cpu"))
-    finally:
-        torch.set_num_threads(threads)
-    assert not testing.differences(results[0], results[1])
-    assert not testing.differences(results[0], results[2])
-
-
 def test_threads_that_torch_started_while_it_flushed_do_not_flush():
     found = []
 

@@ -4,7 +4,7 @@ import fusedstep
 import pytest
 import torch
 
-from tests.training import assert_same, give_gradients, model, nothing_moves, stored, train
+from tests.training import give_gradients, model, nothing_moves, train
 
 
 def test_betas_that_a_user_keeps_in_a_group_are_not_read():
@@ -18,6 +18,8 @@ def test_betas_that_a_user_keeps_in_a_group_are_not_read():
 
 SPOILED_RATES = {
     "a torch.float32 tensor of shape": lambda t: setattr(t, "data", torch.tensor([0.1, 0.2])),
+    "a torch.float16 tensor of shape": lambda t: setattr(t, "data", t.data.half()),
+    "a torch.int64 tensor of shape": lambda t: setattr(t, "data", t.data.long()),
     "without memory of its own": lambda t: t.untyped_storage().resize_(0),
 }
 
@@ -27,8 +29,9 @@ def test_a_rates_tensor_that_is_no_number_any_more_is_refused(message):
     params, rate = model(), torch.tensor(0.1)
     optimizer = fusedstep.AdamW(params, lr=rate)
     train(optimizer, params, 1)
+    held = [*params, *(t for p in params for t in optimizer.state[p].values())]
     SPOILED_RATES[message](rate)
-    with nothing_moves(params), pytest.raises(ValueError, match=f"group 0: .*{message}"):
+    with nothing_moves(held), pytest.raises(ValueError, match=f"group 0: .*{message}"):
         optimizer.step()
 
 
@@ -61,22 +64,6 @@ def test_a_rate_that_was_rounded_below_0_moves_nothing():
         fusedstep.AdamW(params, lr=-1e-13).step()
 
 
-def test_a_sparse_rate_is_refused():
-    with pytest.raises(ValueError, match="lr is a Tensor on cpu, without memory of its own"):
-        fusedstep.AdamW(model(), lr=torch.tensor(0.1).to_sparse())
-
-
-def test_a_flag_is_no_number():
-    with pytest.raises(TypeError, match="lr is True, a bool"):
-        fusedstep.AdamW(model(), lr=True)
-
-
-@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999)])
-def test_betas_are_two(betas):
-    with pytest.raises(ValueError, match="betas is .*, a tuple. Pass a tuple or list of two"):
-        fusedstep.AdamW(model(), betas=betas)
-
-
 @pytest.mark.parametrize("cls", [fusedstep.AdaMomentum, fusedstep.AvaGrad, fusedstep.LaProp])
 def test_an_eps_of_0_is_refused_of_float64_too(cls):
     with pytest.raises(ValueError, match="is 0 in the arithmetic of torch.float64"):
@@ -87,11 +74,9 @@ def test_an_eps_that_its_bias_correction_leaves():
     fusedstep.AvaGrad(model(), betas=(0.9, 0.999), eps=1e-43, form="released")
 
 
-def test_laprops_decay_and_start_are_in_their_ranges():
-    fusedstep.LaProp(model(), weight_decay=1.0)
-    for name, bad in (("weight_decay", 1.5), ("centered_start", -1)):
-        with pytest.raises(ValueError, match=f"{name} is {bad}"):
-            fusedstep.LaProp(model(), **{name: bad})
+def test_a_decay_of_laprops_may_leave_nothing():
+    with pytest.warns(UserWarning, match="takes 100.00% off the weights"):
+        fusedstep.LaProp(model(), weight_decay=1.0)
 
 
 def test_a_bound_in_a_tensor_is_not_read():
@@ -125,19 +110,6 @@ def test_a_closure_computes_gradients_where_a_step_is_taken_without():
     with torch.no_grad():
         optimizer.step(closure)
     assert optimizer.state[p]["step"] == 1
-
-
-def test_a_gradient_of_another_size_is_refused_after_a_step():
-    params = model()
-    optimizer = fusedstep.AdamW(params)
-    train(optimizer, params, 1)
-    before = stored(optimizer, params)
-    params[0].grad.data = torch.ones(2, 5)
-    with pytest.raises(
-        ValueError, match=r"has shape \(4, 5\) on cpu and a gradient of shape \(2, 5\)"
-    ):
-        optimizer.step()
-    assert_same(stored(optimizer, params), before)
 
 
 def test_an_empty_sparse_gradient_is_refused_after_a_step():

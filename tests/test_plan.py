@@ -6,7 +6,7 @@ import torch
 from fusedstep import gather, native, testing
 from fusedstep.backends import BACKENDS
 
-from tests.training import every_class, model, train
+from tests.training import assert_same, every_class, model, stored, train
 
 
 def params(*shapes, **kwargs):
@@ -124,9 +124,6 @@ def test_options_changed_between_steps_take_effect():
     optimizer.param_groups[0]["form"] = "released"
     (launch,) = launches(optimizer)
     assert launch.kind.variant == 2
-    optimizer.param_groups[0]["form"] = "nonsense"
-    with pytest.raises(ValueError, match="form is 'nonsense'"):
-        optimizer.step()
 
 
 BYTES = [  # per float32 parameter and step
@@ -212,20 +209,6 @@ def test_strange_things_in_a_group_do_not_reach_native_code():
     assert int(optimizer.state[ps[0]]["step"]) == 2
 
 
-def test_a_parameter_laid_out_anew_at_its_address_is_planned_anew():
-    base = torch.zeros(8)
-    p = torch.nn.Parameter(base[:4])
-    p.grad = torch.ones(4)
-    optimizer = fusedstep.AdamW([p])
-    optimizer.step()
-    moved = base.clone()
-    p.data = base[::2]
-    p.grad = torch.ones(4)
-    with pytest.raises(ValueError, match="overlap or"):
-        optimizer.step()
-    assert torch.equal(base, moved)
-
-
 def test_a_parameter_in_another_group_takes_its_options():
     a, b, c = params((3,), (3,), (3,))
     optimizer = fusedstep.AdamW([{"params": [a, b], "lr": 0.0}, {"params": [c], "lr": 1.0}])
@@ -257,34 +240,18 @@ def test_a_tensor_rate_that_moved_is_followed():
     torch.testing.assert_close(p, torch.full((3,), 0.5))
 
 
-@pytest.mark.parametrize("names", [("exp_avg", "exp_avg_sq"), ("step",), ("lr_ema",)], ids=str)
-def test_states_that_moved_under_their_tensors_are_planned_anew(names):
+@pytest.mark.parametrize("which", [slice(1), slice(-1, None), slice(None)], ids=str)
+@pytest.mark.parametrize("name", ["step", "exp_avg", "exp_avg_sq", "lr_ema", "master_param"])
+def test_states_that_moved_under_their_tensors_are_planned_anew(name, which):
     """As `for t in state.values(): t.data = t.data.to(device)` does, there and back."""
-    ps = params((3,), (4,))
-    optimizer = fusedstep.LaProp(ps)
-    optimizer.step()
-    before = optimizer._plan
-    for state in optimizer.state.values():
-        for name in names:
-            state[name].data = state[name].data.clone()
-    optimizer.step()
-    assert optimizer._plan is not before
-    fresh = params((3,), (4,))
-    other = fusedstep.LaProp(fresh)
-    for _ in range(2):
-        other.step()
-    for p, q in zip(ps, fresh, strict=True):
-        assert torch.equal(p, q)
-
-
-@pytest.mark.parametrize("which", [0, -1])
-@pytest.mark.parametrize("name", ["step", "exp_avg", "lr_ema", "master_param"])
-def test_a_state_that_moved_under_its_tensor_is_planned_anew(name, which):
-    ps = model((3,), (4,), dtype=torch.bfloat16)
-    optimizer = fusedstep.LaProp(ps, master_weights=True)
+    ps, others = (model((3,), (4,), dtype=torch.bfloat16) for _ in range(2))
+    optimizer, other = (fusedstep.LaProp(each, master_weights=True) for each in (ps, others))
     train(optimizer, ps, 1)
     before = optimizer._plan
-    state = optimizer.state[ps[which]]
-    state[name].data = state[name].data.clone()
-    train(optimizer, ps, 1)
+    for p in ps[which]:
+        state = optimizer.state[p]
+        state[name].data = state[name].data.clone()
+    train(optimizer, ps, 1, seed=1)
+    train(other, others, 2)
     assert optimizer._plan is not before
+    assert_same(stored(optimizer, ps), stored(other, others))
