@@ -38,7 +38,7 @@ def _look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": SHAPES[i % len(SHAPES)]}
 
 
-def bandwidth(rows: Rows, path: Path) -> bool:
+def bandwidth(rows: Rows) -> plt.Figure | None:
     """Bytes per second of every algorithm, ours filled and peers hollow, against the yardstick."""
     rows = [row for row in rows if row["phase"] == "step"]
     rows = [row for row in rows if row["set"] not in growth.AXES["parameters"]]
@@ -46,7 +46,7 @@ def bandwidth(rows: Rows, path: Path) -> bool:
     rows = [row for row in rows if row["threads"] == most]
     panels = list(dict.fromkeys((row["set"], row["dtype"]) for row in rows))
     if not panels:
-        return False
+        return None
     ours = [row for row in rows if row["maker"] == OURS]
     names = list(dict.fromkeys(algorithm(row) for row in [*ours, *rows]))[::-1]
     makers = list(dict.fromkeys(who(row) for row in [*ours, *rows]))
@@ -72,10 +72,10 @@ def bandwidth(rows: Rows, path: Path) -> bool:
         axis.set(title=f"{chosen}, {dtype}", xlabel="GB/s", xlim=(0, None))
         axis.set_yticks(range(len(names)), names)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper")
-    return _save(figure, path)
+    return figure
 
 
-def host(rows: Rows, path: Path) -> bool:
+def host(rows: Rows) -> plt.Figure | None:
     """The host's time for a step of AdamW against the number of tensors."""
     series: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: (row["phase"], row["tensors"])):
@@ -85,7 +85,7 @@ def host(rows: Rows, path: Path) -> bool:
                 name = who(row) + (f", gradients {row['phase']}" if len(phases) > 1 else "")
                 series.setdefault(name, []).append(row)
     if not series:
-        return False
+        return None
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     for i, (name, of) in enumerate(series.items()):
         x, y = [row["tensors"] for row in of], [row["seconds"] * 1e6 for row in of]
@@ -94,15 +94,15 @@ def host(rows: Rows, path: Path) -> bool:
     axis.set(xscale="log", yscale="log", xlabel="tensors of 8 elements", ylabel="µs per step")
     axis.set_title("step() of AdamW on the host")
     axis.legend(loc="upper left")
-    return _save(figure, path)
+    return figure
 
 
-def cost(rows: Rows, path: Path) -> bool:
+def cost(rows: Rows) -> plt.Figure | None:
     """Time and memory against parameters, tensors and groups, with straight lines a + b x."""
     axes_rows = {axis: growth.points(rows, axis) for axis in growth.AXES}
     axes_rows = {axis: found for axis, found in axes_rows.items() if found}
     if not axes_rows:
-        return False
+        return None
     size = (1 + 3.6 * len(axes_rows), 5.4)
     figure, grid = plt.subplots(2, len(axes_rows), figsize=size, squeeze=False)
     for column, (axis, series) in enumerate(axes_rows.items()):
@@ -130,17 +130,11 @@ def cost(rows: Rows, path: Path) -> bool:
     for place in grid[0]:
         labels |= dict(zip(*reversed(place.get_legend_handles_labels()), strict=True))
     figure.legend(labels.values(), labels.keys(), loc="outside right upper")
-    return _save(figure, path)
+    return figure
 
 
 def _memory(row: dict[str, Any]) -> int:
     return row["held_bytes"] + (row.get("peak_extra_bytes") or 0)
-
-
-def _save(figure: plt.Figure, path: Path) -> bool:
-    figure.savefig(path)
-    plt.close(figure)
-    return True
 
 
 def draw(rows: Rows, folder: Path, prefix: str = "") -> list[Path]:
@@ -149,7 +143,8 @@ def draw(rows: Rows, folder: Path, prefix: str = "") -> list[Path]:
     made = []
     with plt.rc_context({**STYLE, "figure.constrained_layout.use": True}):
         for name, picture in {"bandwidth": bandwidth, "host": host, "growth": cost}.items():
-            path = folder / f"{prefix}{name}.png"
-            if picture(rows, path):
-                made.append(path)
+            if (figure := picture(rows)) is not None:
+                made.append(folder / f"{prefix}{name}.png")
+                figure.savefig(made[-1])
+                plt.close(figure)
     return made

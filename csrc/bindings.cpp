@@ -103,7 +103,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
   field(launch, "tensors", &Launch::tensors);
   field(launch, "chunks", &Launch::chunks);
   field(launch, "elements", &Launch::elements);
-  field(launch, "hypers", &Launch::hypers);
+  field(launch, "row_size", &Launch::row_size);
   field(launch, "chunk", &Launch::chunk);
   field(launch, "numel", &Launch::numel);
   field(launch, "row", &Launch::row);

@@ -8,7 +8,7 @@
 #include "columns.cuh"
 #include "core/prologue.h"
 #include "core/registry.h"
-#include "launch.cuh"
+#include "enqueue.cuh"
 #include "sums.cuh"
 
 namespace fusedstep {

@@ -120,7 +120,7 @@ def multi_tensor_apply(
     partial, slots, slot, segment, segment_begin, segment_chunks, segment_sums, segment_result,
     arrived, tensors, chunks,
     faded: tl.constexpr, scalars: tl.constexpr, update: tl.constexpr, variant: tl.constexpr,
-    HYPERS: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, FADING: tl.constexpr,
+    ROW_SIZE: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, FADING: tl.constexpr,
     SUMS: tl.constexpr, EMITS: tl.constexpr, COUNTED: tl.constexpr, KEEPS_ABSENT: tl.constexpr,
     READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr, MOVES_PARAM: tl.constexpr,
     READ_ONLY: tl.constexpr, SERVES_ALL: tl.constexpr, COUNTS_ALL: tl.constexpr,
@@ -166,7 +166,7 @@ def multi_tensor_apply(
                 states += (state,)
             s, coefficient, gone, _, _ = prologue(
                 address, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors, tensor,
-                here, faded, scalars, opmath, HYPERS, STATES, CARRIED, SUMS, variant,
+                here, faded, scalars, opmath, ROW_SIZE, STATES, CARRIED, SUMS, variant,
             )  # fmt: skip
             kept = tl.where(gone, 0, CHUNK)
             scale = None
@@ -214,6 +214,6 @@ def multi_tensor_apply(
             if tl.atomic_add(ticket, 1, sem="acq_rel") == tl.num_programs(0) - 1:
                 advance(
                     address, grad, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors,
-                    faded, scalars, opmath, HYPERS, STATES, CARRIED, SUMS, COUNTS_ALL, variant,
+                    faded, scalars, opmath, ROW_SIZE, STATES, CARRIED, SUMS, COUNTS_ALL, variant,
                 )  # fmt: skip
                 tl.store(ticket, 0)

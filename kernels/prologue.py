@@ -13,15 +13,15 @@ TENSORS = tl.constexpr(256)  # counts that the last program advances at once
 
 
 @triton.jit
-def hyper_values(hyper, source, entry, mask, HYPERS: tl.constexpr):
+def hyper_values(hyper, source, entry, mask, ROW_SIZE: tl.constexpr):
     """A row of hyper-parameters: values in the table, or what their 0-d tensors hold now."""
     places = ()
     numbers = ()
-    for j in tl.static_range(HYPERS):
+    for j in tl.static_range(ROW_SIZE):
         places += (tl.load(source + entry + j, mask, other=0),)
         numbers += (tl.load(hyper + entry + j, mask, other=0.0),)
     values = ()
-    for j in tl.static_range(HYPERS):
+    for j in tl.static_range(ROW_SIZE):
         place = places[j]
         wide = place & 1
         from64 = (place - wide).to(tl.pointer_type(tl.float64))
@@ -47,12 +47,12 @@ def gradient_coefficient(maximize, max_norm, grad_norm_sq):
 def prologue(
     address, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors, tensor, mask,
     faded: tl.constexpr, scalars: tl.constexpr, opmath: tl.constexpr,
-    HYPERS: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, SUMS: tl.constexpr,
+    ROW_SIZE: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, SUMS: tl.constexpr,
     variant: tl.constexpr,
 ):  # fmt: skip
     """What is known of one tensor, or of a block of them, before an element is touched."""
     # all loads first: arithmetic that waits for one would hold up the others
-    entry = tl.load(row + tensor, mask, other=0) * HYPERS
+    entry = tl.load(row + tensor, mask, other=0) * ROW_SIZE
     place = tl.load(address + STEP * tensors + tensor, mask, other=0)
     t = tl.load(place.to(tl.pointer_type(tl.int64)), mask, other=0) + 1
     carried = ()
@@ -65,9 +65,9 @@ def prologue(
         place = tl.load(segment_sums + place, mask, other=0).to(tl.pointer_type(tl.float64))
         for k in tl.static_range(SUMS):
             sums += (tl.load(place + k, mask, other=0.0),)
-    own = hyper_values(hyper, source, entry, mask, HYPERS)
+    own = hyper_values(hyper, source, entry, mask, ROW_SIZE)
     values = ()
-    for j in tl.static_range(OWN_HYPERS, HYPERS):
+    for j in tl.static_range(OWN_HYPERS, ROW_SIZE):
         values += (own[j],)
     coefficient = gradient_coefficient(own[0], own[1], grad_norm_sq).to(opmath)
     if SUMS > 0:
@@ -80,7 +80,7 @@ def prologue(
 @triton.jit
 def advance(
     address, grad, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors,
-    faded: tl.constexpr, scalars: tl.constexpr, opmath: tl.constexpr, HYPERS: tl.constexpr,
+    faded: tl.constexpr, scalars: tl.constexpr, opmath: tl.constexpr, ROW_SIZE: tl.constexpr,
     STATES: tl.constexpr, CARRIED: tl.constexpr, SUMS: tl.constexpr, COUNTS_ALL: tl.constexpr,
     variant: tl.constexpr,
 ):  # fmt: skip
@@ -92,7 +92,7 @@ def advance(
             here = here & (tl.load(grad + tensor, here, other=0) != 0)
         _, _, _, t, carried = prologue(
             address, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors, tensor, here,
-            faded, scalars, opmath, HYPERS, STATES, CARRIED, SUMS, variant,
+            faded, scalars, opmath, ROW_SIZE, STATES, CARRIED, SUMS, variant,
         )  # fmt: skip
         column = address + (STATE + STATES) * tensors + tensor
         for j in tl.static_range(CARRIED):

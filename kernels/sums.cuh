@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/reduce.h"
-#include "launch.cuh"
+#include "enqueue.cuh"
 
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {

@@ -8,7 +8,7 @@ import fusedstep
 import torch
 from torch import Tensor
 
-from .experiment import Claim, Row, Table, Task, by_optimizer
+from .experiment import Claim, Row, Table, Task, by_optimizer, or_inf
 from .plotting import colour
 from .runs import OURS, Runs
 
@@ -130,14 +130,14 @@ def run(task: Task) -> dict:
 
 def least(row: Row, what: str) -> tuple[float, float]:
     """The fewest steps of all rates, and the rate; infinite where no rate suffices."""
-    found = [(steps or float("inf"), rate) for steps, rate in zip(row["result"][what], RATES)]
+    found = [(or_inf(steps), rate) for steps, rate in zip(row["result"][what], RATES)]
     return min(found)
 
 
 def wins(of: dict[str, Row]) -> int:
     """At how many of the rates AdaMomentum reaches the optimum before the other adaptive ones."""
     adaptive = [of[name]["result"]["reached"] for name in OPTIMIZERS[1:]]
-    steps = [[entry or float("inf") for entry in at] for at in zip(*adaptive)]
+    steps = [list(map(or_inf, at)) for at in zip(*adaptive)]
     return sum(ours < min(others) for *others, ours in steps)
 
 

@@ -27,14 +27,14 @@ struct Launch {
   std::int64_t tensors = 0;
   std::int64_t chunks = 0;
   std::int64_t elements = 0;
-  std::int64_t hypers = 0;                 // columns of a row
+  std::int64_t row_size = 0;               // 2 and the rule's hyper-parameters
   const Chunk* chunk = nullptr;            // [chunks]
   const std::int64_t* numel = nullptr;     // [N]
   const std::int64_t* row = nullptr;       // [N], the tensor's row of hyper-parameters
   const std::uint64_t* address = nullptr;  // [columns][N]: param, master, step, states, carried
   const std::uint64_t* grad = nullptr;     // [N], 0 where a tensor has no gradient in this step
-  const double* hyper = nullptr;           // [R][hypers]
-  const std::uint64_t* source = nullptr;   // [R][hypers], 0 or a 0-d tensor's address (+1: float64)
+  const double* hyper = nullptr;           // [R][row_size]
+  const std::uint64_t* source = nullptr;   // [R][row_size], 0 or a 0-d tensor's address (+1: f64)
   const float* grad_scale = nullptr;       // the gradients' loss scale, or null
   const float* found_inf = nullptr;        // non-zero: the step is skipped; or null
   const double* grad_norm_sq = nullptr;    // squared global norm to clip by, or null

@@ -42,7 +42,7 @@ FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) 
   // (N7): it has no scalars, and a square has no sign.
   if constexpr (Rule::kHypers == 0) return {{}, T(1), 0, {}, false};
   constexpr int kRow = kRuleHyper + Rule::kHypers, kFirst = Rule::kReadsGrad ? 0 : kRuleHyper;
-  const std::int64_t row = launch.row[tensor] * launch.hypers;
+  const std::int64_t row = launch.row[tensor] * launch.row_size;
   const auto* step = pointer<const std::int64_t>(address_of(launch, kStep, tensor));
   for (int j = 0; j < Rule::kCarried; ++j)
     result.carried[j] =

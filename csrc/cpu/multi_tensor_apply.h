@@ -19,9 +19,9 @@ constexpr std::int64_t kSerialElements = 32768;  // below this, waking threads c
 
 // What a chunk's sums are gathered in.
 template <class Rule>
-struct Sums {
+struct Lanes {
   using T = typename Rule::opmath;
-  alignas(64) double lanes[Rule::kEmits ? kMaxSums : 1][kLanes];
+  alignas(64) double sums[Rule::kEmits ? kMaxSums : 1][kLanes];
   alignas(64) T counted[Pack<T>::kSize];
 };
 
@@ -32,7 +32,7 @@ struct Block {
   Column grad, param, rounded, state[Rule::kStates > 0 ? Rule::kStates : 1];
   bool unscales, scales, rounds, faded;
   T grad_scale, coefficient;
-  Sums<Rule>* sums;
+  Lanes<Rule>* lanes;
 };
 
 template <bool kWhole, class Rule, int kState, class V>
@@ -69,7 +69,7 @@ FUSEDSTEP_HD void update_pack(const typename Rule::Scalars& scalars, const Block
   }
   (store_state<kWhole, Rule, int(M)>(state[M], block, i, n), ...);
   if constexpr (Rule::kEmits)
-    (emit<V, kWhole, Rule, int(O)>(out[O], block.sums->lanes[O] + i, block.sums->counted, n), ...);
+    (emit<V, kWhole, Rule, int(O)>(out[O], block.lanes->sums[O] + i, block.lanes->counted, n), ...);
 }
 
 template <class Rule>
@@ -96,7 +96,7 @@ inline Column column(std::uint64_t address, DType dtype, std::int64_t offset) {
 
 template <class Rule>
 Block<Rule> block_of(const Launch& launch, const Prologue<Rule>& now, std::int64_t tensor,
-                     std::int64_t offset, Sums<Rule>& sums) {
+                     std::int64_t offset, Lanes<Rule>& lanes) {
   using T = typename Rule::opmath;
   Block<Rule> block = {};
   if constexpr (Rule::kReadsGrad) {
@@ -116,7 +116,7 @@ Block<Rule> block_of(const Launch& launch, const Prologue<Rule>& now, std::int64
     block.state[k] =
         column(address_of(launch, kState + k, tensor), state_dtype<T>(launch, k), offset);
   block.faded = now.faded;
-  block.sums = &sums;
+  block.lanes = &lanes;
   return block;
 }
 
@@ -156,21 +156,21 @@ inline double* partial_of(const Launch& launch, const Chunk& chunk) {
 
 template <class Rule>
 void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& chunk,
-                 Sums<Rule>& sums) {
+                 Lanes<Rule>& lanes) {
   using T = typename Rule::opmath;
   const std::int64_t begin = chunk.index * kChunk;
   const std::int64_t numel = launch.numel[chunk.tensor];
   const std::int64_t end = begin + kChunk < numel ? begin + kChunk : numel;
-  const int lanes = lanes_for(end - begin);
+  const int used = lanes_for(end - begin);
   if constexpr (Rule::kEmits) {
     for (int k = 0; k < Rule::kSums; ++k)
-      for (int l = 0; l < lanes; ++l) sums.lanes[k][l] = 0.0;
-    for (T& count : sums.counted) count = T(0);
+      for (int l = 0; l < used; ++l) lanes.sums[k][l] = 0.0;
+    for (T& count : lanes.counted) count = T(0);
   }
   for (std::int64_t offset = begin; offset < end; offset += kLanes) {
     const std::int64_t left = end - offset;
     update_block<Rule>(now.scalars, int(left < kLanes ? left : kLanes),
-                       block_of(launch, now, chunk.tensor, offset, sums));
+                       block_of(launch, now, chunk.tensor, offset, lanes));
   }
   if constexpr (Rule::kEmits)
     for (int k = 0; k < Rule::kSums; ++k) {
@@ -178,11 +178,11 @@ void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& c
       if (is_count<Rule>(k)) {
         T count = 0;
 #pragma omp simd reduction(+ : count)
-        for (int i = 0; i < Pack<T>::kSize; ++i) count += sums.counted[i];
+        for (int i = 0; i < Pack<T>::kSize; ++i) count += lanes.counted[i];
         sum = count;
       } else {
-        fold(sums.lanes[k], lanes, 1);
-        sum = sums.lanes[k][0];
+        fold(lanes.sums[k], used, 1);
+        sum = lanes.sums[k][0];
       }
     }
 }
@@ -219,7 +219,7 @@ void apply(const Launch& launch, int threads) {
 #pragma omp parallel num_threads(threads) if (launch.elements > kSerialElements)
   {
     const FloatEnvironment worker;
-    Sums<Rule> sums;
+    Lanes<Rule> lanes;
     LastPrologue<Rule> last;
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t i = 0; i < launch.chunks; ++i) {
@@ -229,7 +229,7 @@ void apply(const Launch& launch, int threads) {
           for (int k = 0; k < Rule::kSums; ++k) partial_of(launch, chunk)[k * launch.slots] = 0.0;
         continue;
       }
-      apply_chunk<Rule>(launch, last.of(launch, chunk.tensor), chunk, sums);
+      apply_chunk<Rule>(launch, last.of(launch, chunk.tensor), chunk, lanes);
     }
   }
   if constexpr (Rule::kMovesParam) {

@@ -38,8 +38,6 @@ def _no_gpu() -> str | None:
 class _Native(Backend):
     """What the two compiled backends share: the module and its Launch structs."""
 
-    name: str
-
     def __init__(self, module=None):
         self.module = module or native.module
         self.absent: str | None = None
@@ -136,7 +134,7 @@ class TritonBackend(Backend):
     def why_not(self, device: torch.device) -> str | None:
         if self.engine is None and self.absent is None:
             try:  # only now: importing triton takes several times as long as all else
-                self.engine = importlib.import_module("fusedstep.kernels.launch")
+                self.engine = importlib.import_module("fusedstep.kernels.enqueue")
             except ModuleNotFoundError as error:
                 self.absent = f"{error}; run `pip install triton`"
             except ImportError as error:  # which names its remedy itself

@@ -77,12 +77,12 @@ class Launch:
         grad: ``[N]``, 0 where a tensor has no gradient in this step.
         numel, row: ``[N]``.
         chunk: ``[chunks, 2]``, see :func:`chunk_table`.
-        hyper: ``[R, H]`` float64 values: maximize, max_grad_norm, the rule's.
-        source: ``[R, H]``, 0, or the address of a 0-d tensor to read instead (+1: float64).
+        hyper: ``[R, row_size]`` float64 values: maximize, max_grad_norm, the rule's.
+        source: ``[R, row_size]``, 0, or the address of a 0-d tensor to read instead (+1: float64).
         ticket: ``[1]`` int32, counts blocks that have read their counts; 0 between launches.
         slot: ``[N]``, place of the tensor's first chunk among those of all parameters.
         passes: what a step runs, in order.
-        norm: the pass that sums squared gradients, or None. grad_norm: what it sums them in.
+        norm: the pass that sums squared gradients, or None. norm_sums: what it sums them in.
         survey: the pass that brings the sums a step starts from, or None.
         grad_scale, found_inf: float32 AMP tensors of this step, or None.
         grads: this step's gradients by ``index``, only while the launch runs: whoever drops them
@@ -91,12 +91,12 @@ class Launch:
 
     kind: Kind
     entries: list[Entry]
-    rule_hypers: int  # columns of a row that are the rule's
+    hypers: int  # of the rule
     slot_of: np.ndarray  # of every parameter of the optimizer, its first chunk's slot
     passes: list[Pass] = field(default_factory=list)
     survey: Pass | None = None
     norm: Pass | None = None
-    grad_norm: Norm | None = None
+    norm_sums: Norm | None = None
     grad_scale: torch.Tensor | None = None
     found_inf: torch.Tensor | None = None
     grads: list[torch.Tensor | None] = field(default_factory=list)
@@ -108,8 +108,8 @@ class Launch:
             for e in self.entries
         ]
         first = self.entries[0]  # which all others are like
-        self.hypers = OWN_HYPERS + self.rule_hypers
-        self.gives = self.rule_hypers, len(first.states), len(first.carried)
+        self.row_size = OWN_HYPERS + self.hypers
+        self.gives = self.hypers, len(first.states), len(first.carried)
         self.state_sizes = [state.element_size() for state in first.states]
         self.elements = sum(numels)
         self.index = np.array([e.index for e in self.entries])
@@ -122,7 +122,7 @@ class Launch:
         self.slot = self._int64(self.slot_of[self.index])
         self.ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
 
-        size = len(numels) + 2 * len(self.groups) * self.hypers
+        size = len(numels) + 2 * len(self.groups) * self.row_size
         self.step_table = StepTable(size, self.device)
         self.grad, self.hyper, self.source = self._split(self.step_table.device)
         parts = (part.numpy() for part in self._split(self.step_table.host))
@@ -142,7 +142,7 @@ class Launch:
         return torch.tensor(np.asarray(values, dtype=np.int64), device=self.device)
 
     def _split(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        shape = (len(self.groups), self.hypers)
+        shape = (len(self.groups), self.row_size)
         size = shape[0] * shape[1]
         grad, hyper, source = table.split([len(self.index), size, size])
         return grad, hyper.view(torch.float64).view(shape), source.view(shape)
@@ -161,7 +161,7 @@ class Launch:
             "tensors": len(self.index),
             "chunks": len(self.chunk),
             "elements": self.elements,
-            "hypers": self.hypers,
+            "row_size": self.row_size,
             **{name: getattr(self, name).data_ptr() for name in tables},
             **sums,
             "param_dtype": DTYPE_CODES[self.param_dtype],
@@ -172,7 +172,7 @@ class Launch:
 
     def grad_norm_sq(self, work: Pass) -> torch.Tensor | None:
         """The squared norm by which a pass clips gradients: float64 ``[1]``, or None."""
-        return None if work is self.norm or self.grad_norm is None else self.grad_norm.total
+        return None if work is self.norm or self.norm_sums is None else self.norm_sums.total
 
     def skip_flag(self, work: Pass) -> torch.Tensor | None:
         """The flag that skips a pass, if one can: the pass moves something."""
@@ -245,8 +245,8 @@ class Launch:
             None if t is None else t.to(self.device, torch.float32).resolve_neg()
             for t in (grad_scale, found_inf)
         )
-        if self.grad_norm is not None:
-            self.found_inf = self.grad_norm.take_found_inf(self.found_inf)
+        if self.norm_sums is not None:
+            self.found_inf = self.norm_sums.take_found_inf(self.found_inf)
 
     def gradient_places(self) -> list[tuple[int, int]]:
         """Of every tensor, its ``index`` and the address of its place in the table of gradients."""

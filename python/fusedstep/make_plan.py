@@ -33,16 +33,6 @@ class _Alike(NamedTuple):
     states: list[str]
 
 
-def _alike(optimizer: FusedOptimizer, index: int, p: torch.Tensor) -> _Alike:
-    group = optimizer.param_groups[index]
-    return _Alike(
-        index,
-        optimizer.variant(group),
-        optimizer.state_layout(p, group),
-        list(optimizer.state_fills(group)),
-    )
-
-
 @dataclass(eq=False)
 class _Planned:
     """A parameter that takes part: it has a gradient, or a state from when it had one."""
@@ -127,7 +117,8 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
                 raise ValueError(f"{where} is parameter {first} again. List it once.")
             watch.require(where, "its state", state, dict)
             if (g, p.dtype) not in known:
-                known[g, p.dtype] = _alike(optimizer, g, p)
+                layout, states = optimizer.state_layout(p, group), optimizer.state_fills(group)
+                known[g, p.dtype] = _Alike(g, optimizer.variant(group), layout, list(states))
             alike = known[g, p.dtype]
             if grad is None and not state.keys() & alike.layout.keys():
                 continue  # others keep something there
@@ -222,4 +213,4 @@ def _plan_passes(
     if optimizer.survey is not None:
         launch.survey = launch.plan_pass(rule, variant | optimizer.survey, sums)
     if norm is not None:
-        launch.norm, launch.grad_norm = launch.plan_pass(GRAD_NORM, 0, norm), norm
+        launch.norm, launch.norm_sums = launch.plan_pass(GRAD_NORM, 0, norm), norm

@@ -99,7 +99,7 @@ class Plan:
 
     def grad_norm_sq(self) -> torch.Tensor | None:
         """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
-        norm = self.launches[0].grad_norm
+        norm = self.launches[0].norm_sums
         return None if norm is None else norm.total
 
 

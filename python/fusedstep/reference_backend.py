@@ -21,7 +21,7 @@ class ReferenceBackend:
         return "meta tensors have no memory" if device.type == "meta" else None
 
     def prepare(self, launch: Launch, work: Pass) -> None:
-        launch.check_columns(work.rule, work.facts.columns)
+        launch.check_columns(work.rule, work.facts.takes)
 
     def apply(self, launch: Launch, work: Pass) -> None:
         found_inf = launch.skip_flag(work)
@@ -82,9 +82,9 @@ class ReferenceBackend:
 def _finish_sums(launch: Launch, sums: Sums) -> None:
     """Sum every segment of a launch that is complete."""
     for segment in {int(sums.segments[tensor.index]) for tensor in launch.entries}:
-        if sums.arrived[segment].item() == sums.chunks[segment].item():
+        if sums.arrived[segment].item() == sums.segment_chunks[segment].item():
             sums.arrived[segment] = 0
-            begin, end = sums.begin[segment].item(), sums.begin[segment + 1].item()
+            begin, end = sums.segment_begin[segment : segment + 2].tolist()
             with np.errstate(all="ignore"):
                 found = [float(tree(x)) for x in sums.partial[:, begin:end].cpu().numpy()]
             if not sums.keeps or found[-1] != 0:

@@ -44,8 +44,8 @@ class Sums:
         partial: ``[K, slots]`` float64.
         results: like totals, but where kernels write; the same tensors, unless other processes hold
             part of the segment.
-        begin: ``[S + 1]``, chunks: ``[S]`` that one step brings; int64.
-        address, result_address: ``[S]`` int64, of totals and results.
+        segment_begin: ``[S + 1]``, segment_chunks: ``[S]`` that one step brings; int64.
+        segment_sums, segment_result: ``[S]`` int64, addresses of totals and results.
         arrived: ``[S]`` int32, chunks of the step under way.
     """
 
@@ -68,8 +68,8 @@ class Sums:
         chunks = np.bincount(self.segments[served], counts[served], size).astype(np.int64)
         self.device, self.keeps = device, keeps
         self.partial = torch.zeros((count, int(counts.sum())), dtype=torch.float64, device=device)
-        self.begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
-        self.chunks = torch.from_numpy(chunks).to(device)
+        self.segment_begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
+        self.segment_chunks = torch.from_numpy(chunks).to(device)
         self.arrived = torch.zeros(size, dtype=torch.int32, device=device)
         if totals is None:
             totals = list(torch.zeros((size, count), dtype=torch.float64, device=device))
@@ -89,7 +89,8 @@ class Sums:
             (axis.group(), torch.tensor(members[axis], device=device))
             for axis in sorted(members, key=Axis.order)
         ]
-        self.address, self.result_address = map(self._addresses, (self.totals, self.results))
+        self.segment_sums = self._addresses(self.totals)
+        self.segment_result = self._addresses(self.results)
 
     def _addresses(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         addresses = [t.data_ptr() for t in tensors]
@@ -112,15 +113,12 @@ class Sums:
 
     def fields(self) -> dict[str, int]:
         """The native ``Launch`` struct's members, as integers."""
-        return {
-            "slots": self.partial.shape[1],
-            "partial": self.partial.data_ptr(),
-            "segment_begin": self.begin.data_ptr(),
-            "segment_chunks": self.chunks.data_ptr(),
-            "segment_sums": self.address.data_ptr(),
-            "segment_result": self.result_address.data_ptr(),
-            "arrived": self.arrived.data_ptr(),
-        }
+        tables = (
+            "partial", "arrived", "segment_begin", "segment_chunks", "segment_sums",
+            "segment_result",
+        )  # fmt: skip
+        fields = {name: getattr(self, name).data_ptr() for name in tables}
+        return {"slots": self.partial.shape[1], **fields}
 
 
 class Norm(Sums):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from fusedstep import testing
-from fusedstep.reference.multi_tensor_apply import facts
+from fusedstep.reference.multi_tensor_apply import OWN_HYPERS, facts
 
 # mode: opmath, param, grad, exp_avg, masters
 MODES = {
@@ -47,7 +47,7 @@ def compile_kernel(name: str, folder: Path) -> None:
     """Writes the kernel's PTX and cubin: the one that takes a loss scale and can be skipped."""
     import torch
     import triton
-    from fusedstep.kernels import launch as engine
+    from fusedstep.kernels import enqueue as engine
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -55,7 +55,9 @@ def compile_kernel(name: str, folder: Path) -> None:
     fields = ("opmath", "param_dtype", "grad_dtype", "exp_avg_dtype")
     dtypes = {field: getattr(torch, dtype) for field, dtype in zip(fields, MODES[mode])}
     work = SimpleNamespace(rule=rule, variant=int(variant), facts=facts(rule, int(variant)))
-    launch = SimpleNamespace(hypers=2 + HYPERS.get(rule, 0), master=MODES[mode][-1], **dtypes)
+    launch = SimpleNamespace(
+        row_size=OWN_HYPERS + HYPERS.get(rule, 0), master=MODES[mode][-1], **dtypes
+    )
     constants = engine.constants(launch, work)
     arguments = {
         "address": "*i64", "grad": "*i64", "numel": "*i64", "row": "*i64", "chunk": "*i32",

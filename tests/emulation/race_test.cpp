@@ -83,7 +83,7 @@ class Model {
     }
     partial_.assign(kMaxSums * segment_begin_[2], 0.0);
     launch.tensors = kTensors;
-    launch.hypers = kRuleHyper + kernel.hypers;
+    launch.row_size = kRuleHyper + kernel.hypers;
     launch.slots = segment_begin_[2];
     launch.partial = partial_.data();
     launch.slot = slot_.data();

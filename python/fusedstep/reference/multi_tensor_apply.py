@@ -33,7 +33,7 @@ class Facts:
     COUNTS_ALL: bool = False
 
     @property
-    def columns(self) -> tuple[int, int, int]:
+    def takes(self) -> tuple[int, int, int]:
         """How many hyper-parameters, states and carried scalars a kernel takes."""
         return self.HYPERS, self.STATES, self.CARRIED
 

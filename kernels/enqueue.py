@@ -41,12 +41,12 @@ def constants(launch, work) -> dict:
             "is while the program runs."
         )
     return {
-        **vars(work.facts),
+        **{name: value for name, value in vars(work.facts).items() if name != "HYPERS"},
         "faded": getattr(rule, "faded", never_faded),
         "scalars": rule.scalars,
         "update": rule.update,
         "variant": work.variant,
-        "HYPERS": launch.hypers,  # of a row of the tables
+        "ROW_SIZE": launch.row_size,
         "opmath": DTYPES[launch.opmath],
         "param_dtype": DTYPES[launch.param_dtype],
         "grad_dtype": DTYPES[launch.grad_dtype],
@@ -85,7 +85,7 @@ def programs(launch, work) -> int:
 
 def prepare(launch, work) -> None:
     """Find what one pass is compiled for. (It is compiled when it first runs.)"""
-    launch.check_columns(work.rule, work.facts.columns)
+    launch.check_columns(work.rule, work.facts.takes)
     work.prepared = (programs(launch, work),), {**constants(launch, work), **options(launch, work)}
 
 
@@ -95,8 +95,8 @@ def apply(launch, work) -> None:
     tables = (None,) * 9
     if sums is not None:
         tables = (
-            sums.partial, sums.partial.shape[1], launch.slot, work.segment, sums.begin,
-            sums.chunks, sums.address, sums.result_address, sums.arrived,
+            sums.partial, sums.partial.shape[1], launch.slot, work.segment, sums.segment_begin,
+            sums.segment_chunks, sums.segment_sums, sums.segment_result, sums.arrived,
         )  # fmt: skip
     with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
         multi_tensor_apply[grid](
