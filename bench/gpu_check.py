@@ -75,7 +75,7 @@ STAGES: list[dict[str, Part]] = [
     {"build": Part([*INSTALL, "--editable", "."], 120, {"FUSEDSTEP_CUDA": "ON"})},
     {
         "machine": Part([sys.executable, "-c", MACHINE], 60),
-        "tests": tests("gpu", "bits", "sums", "norms", "fading", "layout", "cbrt"),
+        "tests": tests("gpu", "bits", "sums", "norms", "fading", "layout", "cbrt", "own_backend"),
         "memcheck": sanitizer("memcheck"),
         "racecheck": sanitizer("racecheck"),
     },

@@ -96,7 +96,7 @@ needs_triton = pytest.mark.skipif("triton" not in TESTED_BACKENDS, reason="it is
 
 @needs_triton
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of inf and NaN
-def test_the_kernel_of_the_page_has_the_references_bits(folder, request, monkeypatch, capsys):
+def test_the_pages_triton_kernel_has_the_references_bits(folder, request, monkeypatch, capsys):
     if not request.config.getoption("--full-matrix"):
         some = [case for case in testing.CASES if case.id in EXAMPLES]
         monkeypatch.setattr(testing, "CASES", some)
@@ -109,7 +109,7 @@ def test_the_kernel_of_the_page_has_the_references_bits(folder, request, monkeyp
 
 
 @needs_triton
-def test_the_kernel_of_the_page_is_measured(folder, capsys):
+def test_the_pages_triton_kernel_is_measured(folder, capsys):
     rows = folder / "rows.json"
     arguments = ["--import", "persistent", "--backends", "persistent", "--set", "2x300"]
     more = ["--algorithms", "AdamW", "--peers", "none", "--rounds", "2", "--out", str(rows)]
