@@ -105,14 +105,22 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         results.check_place(chosen.out)
     if chosen.record:
         results.of_record()  # a damaged file is told before anything is measured
-    for module in words(getattr(chosen, "import")):
+    import_all(words(getattr(chosen, "import")), chosen.record)
+    return chosen
+
+
+def import_all(modules: list[str], record: bool) -> None:
+    """Import what registers backends of users' own."""
+    if modules and record:
+        raise ValueError("--record keeps rows of fusedstep's own kernels; leave out --import")
+    for module in modules:
+        if module.endswith(".py") or not module.replace(".", "_").isidentifier():
+            raise ValueError(f"--import is {module}; pass the name of a module, without .py")
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(
-                f"--import is {module}: {error}; is its folder in PYTHONPATH?"
-            ) from error
-    return chosen
+            remedy = "put its folder in PYTHONPATH"
+            raise ValueError(f"--import is {module}: {error}; {remedy}") from error
 
 
 def threads(values: list[str] | None) -> list[int]:

@@ -70,6 +70,10 @@ class Side:
         for _ in range(WARM_UP - 1):
             self.step()
         self.clock.synchronize()
+        if self.contender.maker == OURS:
+            counts = {int(state["step"]) for state in self.optimizer.state.values()}
+            if counts != {WARM_UP}:
+                raise RuntimeError(f"after {WARM_UP} steps counts are {counts}: it leaves some out")
 
     def device_step(self) -> float:
         return self.clock.seconds(self.step)

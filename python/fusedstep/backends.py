@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+from abc import abstractmethod
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -12,18 +13,22 @@ from .launch import Launch, Pass, address_of
 from .reference_backend import ReferenceBackend
 
 
+@runtime_checkable
 class Backend(Protocol):
     """What runs the passes of a launch. Inherit it for one of your own: docs/kernels.md."""
 
     name: str
     takes_tensors: bool = False  # whether ``apply`` reads ``launch.entries``; else addresses only
 
+    @abstractmethod
     def why_not(self, device: torch.device) -> str | None:
         """The reason why this backend cannot serve tensors on ``device``; None if it can."""
 
+    @abstractmethod
     def prepare(self, launch: Launch, work: Pass) -> None:
         """Find the kernel of one pass, while a step is planned: an error loses nothing."""
 
+    @abstractmethod
     def apply(self, launch: Launch, work: Pass) -> None:
         """Run one pass over the tensors of a launch."""
 
@@ -172,8 +177,15 @@ def register(backend: Backend) -> None:
     registered under the same name before serves only steps that are planned already.
 
     Raises:
+        TypeError: it is no object with a name and all that :class:`Backend` has.
         ValueError: the name is ``"auto"`` or that of one of fusedstep's backends.
     """
+    good = isinstance(backend, Backend) and not isinstance(backend, type)
+    if not (good and isinstance(backend.name, str)):
+        raise TypeError(
+            f"{backend!r} is no backend. Register an object, not its class, that inherits "
+            f"fusedstep.backends.Backend and has a name."
+        )
     if backend.name in _OWN:
         raise ValueError(
             f"the name {backend.name!r} is taken: fusedstep has {', '.join(_OWN)}. Give your "
@@ -188,15 +200,18 @@ def choose(name: str, device: torch.device) -> Backend:
     Raises:
         RuntimeError: the backend cannot serve the device; the message has its reason.
     """
+    if name != "auto" and name not in BACKENDS:  # the optimizer was pickled where it was
+        raise RuntimeError(
+            f"backend {name!r} is not registered here. Import the module that registers it, or "
+            f'assign `optimizer.backend = "auto"`.'
+        )
     fastest = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
     names = fastest.get(device.type, ("cuda", "triton", "cpu")) if name == "auto" else (name,)
     reasons = {}
     for candidate in names:
-        backend = BACKENDS.get(candidate)
-        # an optimizer may have been pickled where there is another backend
-        reasons[candidate] = backend.why_not(device) if backend else "it is not registered here"
-        if backend and reasons[candidate] is None:
-            return backend
+        reasons[candidate] = BACKENDS[candidate].why_not(device)
+        if reasons[candidate] is None:
+            return BACKENDS[candidate]
     told = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
     remedy = "" if name == "auto" else '. Move the parameters, or pass backend="auto"'
     raise RuntimeError(f"no backend can update parameters on {device}: {told}{remedy}")

@@ -190,7 +190,14 @@ class Launch:
 
     def let_go(self) -> None:
         """Forget tensors whose addresses the tables have: a plan must not keep them alive."""
-        self.entries = []
+        vars(self).pop("entries", None)
+
+    def __getattr__(self, name: str) -> Any:
+        """Of what is not there. A backend that went over no entries would take no step, unseen."""
+        told = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name == "entries":
+            told += " after its first step: set takes_tensors = True in the backend's class"
+        raise AttributeError(told)
 
     def bytes_moved(self) -> int:
         """Bytes that a step's passes over all tensors read and write; no column faded."""

@@ -47,6 +47,7 @@ _FORMS, _FLAG = ("paper", "released"), (False, True)
 CASES: list[Case] = [
     *_cases("adamw", fusedstep.AdamW, (), _DECAY, amsgrad=_FLAG),
     *_cases("adam", fusedstep.Adam, (), _DECAY, amsgrad=_FLAG),
+    Case("adamw-capturable", fusedstep.AdamW, (("capturable", True),)),  # options in tensors
     *_cases("madam", fusedstep.MAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
     *_cases("lamadam", fusedstep.LaMAdam, _COUPLED, _DECAY, form=_FORMS, amsgrad=_FLAG),
     # beta_prod vanishes within the scenario, so the column is no longer read
