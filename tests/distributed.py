@@ -52,10 +52,19 @@ def give_parts(params, whole):
             p.grad = distribute_tensor(w.grad, p.device_mesh, p.placements)
 
 
-def with_gradients(*shapes):
-    params = model(*shapes)
+def with_gradients(*shapes, **how):
+    params = model(*shapes, **how)
     give_gradients(params)
     return params
+
+
+def parts(mesh, *cut, **how):
+    """Parameters of shapes with their gradients: whole, and in the layouts that go with shapes."""
+    shapes, layouts = zip(*cut, strict=True)
+    whole = with_gradients(*shapes, **how)
+    params = distribute(whole, mesh, layouts)
+    give_parts(params, whole)
+    return whole, params
 
 
 def give_sixteenths(params, seed=0):

@@ -82,12 +82,6 @@ def assert_close(got, want, lr, tolerance=1e-12):
         assert apart <= allowed, f"step {t}: {apart:.3g} apart, {allowed:.3g} is allowed"
 
 
-def assert_forms_differ(cls, lr, changing=True, **options):
-    """The two forms are two algorithms here, so that comparing with each of them says something."""
-    paper, released = (play(cls, lr, changing, form=form, **options)[-1] for form in FORMS)
-    assert float((paper - released).abs().max()) > 1e-6
-
-
 def name_of(options: dict) -> str:
     """A test's name for a dict of options."""
     return "-".join(options) or "plain"

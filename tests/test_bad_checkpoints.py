@@ -1,7 +1,6 @@
 """What a checkpoint brings is checked before use; one that is refused changes nothing."""
 
 import copy
-import warnings
 
 import fusedstep
 import pytest
@@ -14,6 +13,7 @@ from tests.training import (
     every_class,
     give_gradients,
     model,
+    no_warning,
     nothing_moves,
     stored,
     train,
@@ -79,8 +79,7 @@ def test_states_of_another_kind_of_optimizer_are_told(cls):
     train(theirs, params, 1)
     with pytest.warns(UserWarning, match=f"{cls.__name__}: the loaded states hold momentum_buffer"):
         cls(params).load_state_dict(theirs.state_dict())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         optimizer = cls(params)
         optimizer.load_state_dict(cls(params).state_dict())  # none at all
         train(optimizer, params, 1)
@@ -175,8 +174,7 @@ def test_what_others_saved_is_taken_with_a_warning_where_it_may_mean_something_e
         for group in state["param_groups"]:  # else the two decays are told apart
             group.pop("decoupled_weight_decay", None)
         if optimizer.like_torchs and type(theirs) is AdamW:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
+            with no_warning():
                 optimizer.load_state_dict(state)
         else:
             with pytest.warns(UserWarning, match="another kind of optimizer wrote the checkpoint"):
@@ -192,8 +190,7 @@ def test_masters_that_are_left_out_are_told():
     with pytest.warns(UserWarning, match="float32 masters .master_param. are left out") as told:
         second.load_state_dict(first.state_dict())
     assert told[0].filename == __file__ and "master_param" not in second.state[params[0]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         fusedstep.AdamW([torch.nn.Parameter(torch.zeros(3))]).load_state_dict(first.state_dict())
     second.master_weights = True
     second.load_state_dict(first.state_dict())  # the remedy, without a warning

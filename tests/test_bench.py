@@ -12,7 +12,7 @@ from bench import __main__ as command
 from bench import contenders, device, peers, results, roofline
 from bench.measure import Side
 from bench.parameter_sets import AXES, parse
-from tests.training import CLASSES, give_gradients, model, stored
+from tests.training import CLASSES, every_class, give_gradients, model, stored
 
 CPU = torch.device("cpu")
 F32 = contenders.MODES["f32"]
@@ -65,7 +65,7 @@ def test_an_axis_grows(axis):
 # Bytes
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@every_class
 def test_the_model_is_what_a_step_of_a_set_moves(cls):
     (own, *_) = contenders.ours(cls.__name__, "cpu", F32)
     (chosen,) = parse("3x50")
@@ -171,6 +171,10 @@ def test_peers_have_algorithms_of_ours():
         (["--backends", "cuda"], "backend 'cuda' cannot run on cpu: "),
         (["--dtype", "f8"], "there is no dtype 'f8'; there are f32, "),
         (["--peers", "apex"], "there is no peer 'apex'; there are all, none, torch, "),
+        (["--import", "no_such"], "--import is no_such: No module named 'no_such'; put "),
+        (["--import", "mine.py"], "--import is mine.py; pass the name of a module, without .py"),
+        (["--import", "./mine"], "--import is ./mine; pass the name of a module"),
+        (["--import", "mine", "--record"], "--record keeps rows of fusedstep's own kernels; leave"),
         (["--threads", "1,no"], "--threads is '1 no'; pass numbers from 1 to"),
         (["--threads", "100000"], "--threads is '100000'; pass numbers from 1 to"),
         (["--rounds", "1"], "--rounds is 1; a median and quartiles need at least 2"),

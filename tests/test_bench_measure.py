@@ -13,6 +13,8 @@ from bench.parameter_sets import parse
 from tests.test_bench import little_work  # noqa: F401, a fixture
 from tests.test_bench_results import peer_row, row
 
+(ADAMW,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
+
 
 def test_ratios():
     rows = [
@@ -34,13 +36,12 @@ def test_ratios():
 def test_the_yardstick_takes_turns(monkeypatch):
     """A machine that becomes ten times as slow leaves the share of the yardstick."""
     clock = device.Cpu()
-    contender = contenders.ours("adamw", "cpu", contenders.MODES["f32"])[0]
     (chosen,) = parse("1x1000")
     shares = []
     for busy in (1.0, 10.0):
         monkeypatch.setattr(clock, "seconds", lambda step, busy=busy: (step(), busy)[1])
         run = measure.Run()
-        list(measure.measure(run, [measure.Task(chosen, contender, 1)], clock, 3))
+        list(measure.measure(run, [measure.Task(chosen, ADAMW, 1)], clock, 3))
         shares.append(run.rows[0]["yardstick_share"])
     assert shares[0] == shares[1] == 28 * 1000 / clock.BYTES
 
@@ -80,8 +81,7 @@ def rows_on_a_still_clock(name, contender, monkeypatch):
 
 @pytest.mark.parametrize("name", ["2x8", "2x2000"])
 def test_a_row_has_each_sides_own_median(name, monkeypatch):
-    (contender,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
-    rows, order, _ = rows_on_a_still_clock(name, contender, monkeypatch)
+    rows, order, _ = rows_on_a_still_clock(name, ADAMW, monkeypatch)
     assert order[:6] == ["fusedstep"] * 3 + ["torch-fused"] * 3, "warm before anything is timed"
     for one in rows:
         found = [one[fact] for fact in ("seconds", "baseline_seconds", "vs_torch_fused")]
@@ -91,8 +91,7 @@ def test_a_row_has_each_sides_own_median(name, monkeypatch):
 
 
 def test_a_phase_of_the_host_is_what_its_name_says():
-    (contender,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
-    side = Side(contender, parse("2x8")[0], device.Cpu())
+    side = Side(ADAMW, parse("2x8")[0], device.Cpu())
     side.start()
     optimizer, gradients = side.optimizer, [p.grad for p in side.params]
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -120,8 +119,7 @@ def test_gradients_in_a_bucket_are_not_aligned(mode, monkeypatch):
 
 def test_no_side_finds_its_data_in_caches_more_often_than_the_other(monkeypatch):
     """A side that is measured twice in a row finds it there the second time."""
-    (contender,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
-    _, order, _ = rows_on_a_still_clock("2x2000", contender, monkeypatch)
+    _, order, _ = rows_on_a_still_clock("2x2000", ADAMW, monkeypatch)
     again = [a for a, b in pairwise(order[6:33]) if a == b]
     assert again.count("fusedstep") == again.count("torch-fused") > 0 == again.count("yardstick")
 

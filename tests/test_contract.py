@@ -74,6 +74,7 @@ def test_every_rule_in_a_layer_has_a_class():
     stems = {path.stem for path in (ROOT / "csrc/rules").iterdir()}
     stems |= {path.stem for path in (ROOT / "kernels").glob("*.cu")}
     assert stems == {*RULES, GRAD_NORM}
+    assert {path.stem for path in (ROOT / "docs/algorithms").iterdir()} == set(RULES)
 
 
 def test_every_class_is_in_the_bit_matrix():

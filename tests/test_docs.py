@@ -13,9 +13,8 @@ import fusedstep
 import pytest
 import torch
 
-from tests.test_contract import LAYERS
-from tests.test_contract import OPTIMIZERS as CLASSES
-from tests.training import arguments
+from tests.test_contract import LAYERS, RULES
+from tests.training import arguments, every_class
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -99,7 +98,7 @@ def test_tests_that_pages_name_are_there():
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), (file, test)
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@every_class
 def test_every_class_has_a_page_and_a_row(cls):
     page = f"docs/algorithms/{cls.rule}.md"
     assert f"`fusedstep.{cls.__name__}`" in (ROOT / page).read_text(encoding="utf-8")
@@ -111,12 +110,7 @@ def test_every_class_has_a_page_and_a_row(cls):
     assert len(rows) == 1 and f"]({page})" in rows[0]
 
 
-def test_every_page_of_an_algorithm_is_of_a_class():
-    stems = {page.stem for page in (ROOT / "docs/algorithms").glob("*.md")}
-    assert stems == {cls.rule for cls in CLASSES}
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@every_class
 def test_a_page_names_every_state_and_argument(cls):
     optimizer = cls([torch.nn.Parameter(torch.ones(1))])
     group = dict(optimizer.param_groups[0])
@@ -130,7 +124,7 @@ def test_a_page_names_every_state_and_argument(cls):
 DEFAULT = re.compile(r"^\|[^|]*\| `(?P<name>\w+)`[^|]*\| (?P<said>[^|]*) \|$", re.M)
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@every_class
 def test_a_page_names_every_default(cls):
     text = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
     table = text.partition("| symbol | argument | default |")[2].partition("\n\n")[0]
@@ -153,7 +147,7 @@ def bytes_moved(cls, **options) -> int:
     return optimizer.bytes_moved()
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@every_class
 def test_readme_page_and_docstring_tell_the_bytes(cls):
     want = bytes_moved(cls)
     page = (ROOT / f"docs/algorithms/{cls.rule}.md").read_text(encoding="utf-8")
@@ -245,7 +239,7 @@ def build_example(root: Path) -> None:
         shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
     for name in ("CMakeLists.txt", "README.md"):
         shutil.copy(ROOT / name, root)
-    for built_elsewhere in {cls.rule for cls in CLASSES}:
+    for built_elsewhere in RULES:
         (root / f"csrc/cpu/{built_elsewhere}.cpp").unlink()
         (root / f"kernels/{built_elsewhere}.cu").unlink()
     add_named_blocks(ROOT / "CONTRIBUTING.md", root)

@@ -146,6 +146,7 @@ BAD_PARAMS = [
     ),
     (lambda: [torch.nn.Parameter(torch.zeros(1).expand(4))], "overlap or leave gaps"),
     (lambda: [torch.nn.Parameter(torch.zeros(4, 4)[:, ::2])], "overlap or leave gaps"),
+    (lambda: [torch.nn.Parameter(torch.zeros(4, 4)[:, :2])], "overlap or leave gaps"),
     (lambda: [torch.nn.Parameter(imaginary_part([1.0]))], "elements negated.*resolve_neg"),
     (overlapping, "parameter 1 and .*parameter 2 share memory"),
 ]

@@ -68,26 +68,19 @@ def by_lightning(cls, options, module=Module, **settings):
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
+WAYS = {  # the optimizer's limit, the trainer's settings, and what they are by hand
+    "the optimizer clips": (0.1, {}, {}),
+    "lightning clips": (None, {"gradient_clip_val": 0.1}, {"clip": 0.1}),
+    "lightning accumulates": (0.1, {"accumulate_grad_batches": 2}, {"every": 2}),
+}
+
+
 @quiet
+@pytest.mark.parametrize("limit, settings, way", WAYS.values(), ids=WAYS)
 @every_class
-def test_lightning_clips_by_the_optimizers_norm(cls):
-    options = {"lr": 0.05, "max_grad_norm": 0.1}
-    assert_same(by_lightning(cls, options), by_hand(cls, options))
-
-
-@quiet
-@every_class
-def test_lightning_may_clip_itself(cls):
-    options = {"lr": 0.05, "max_grad_norm": None}
-    got = by_lightning(cls, options, gradient_clip_val=0.1)
-    assert_same(got, by_hand(cls, options, clip=0.1))
-
-
-@quiet
-def test_lightning_accumulates_gradients():
-    options = {"lr": 0.05, "max_grad_norm": 0.1}
-    got = by_lightning(fusedstep.MAdam, options, accumulate_grad_batches=2)
-    assert_same(got, by_hand(fusedstep.MAdam, options, every=2))
+def test_lightning_trains_as_by_hand(cls, limit, settings, way):
+    options = {"lr": 0.05, "max_grad_norm": limit}
+    assert_same(by_lightning(cls, options, **settings), by_hand(cls, options, **way))
 
 
 @quiet

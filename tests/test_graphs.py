@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import pickle
-import warnings
 from types import SimpleNamespace
 
 import fusedstep
@@ -12,7 +11,15 @@ import torch
 from fusedstep import graphs
 from fusedstep.step_table import StepTable
 
-from tests.training import assert_same, every_class, give_gradients, model, stored, train
+from tests.training import (
+    assert_same,
+    every_class,
+    give_gradients,
+    model,
+    no_warning,
+    stored,
+    train,
+)
 
 
 @every_class
@@ -195,16 +202,14 @@ def test_a_step_that_leaves_the_plan_of_a_graph_warns():
     give_gradients(params[1:])
     optimizer.step()
     optimizer._in_graph = True
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         optimizer.step()  # by the same plan
     give_gradients(params)
     with pytest.warns(UserWarning, match="AvaGrad: .* Capture again") as told:
         optimizer.step()
     assert told[0].filename == __file__
     params[0].data = params[0].data.clone()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         optimizer.step()  # planned again, but by no graph's plan
 
 

@@ -1,16 +1,14 @@
 """float32 masters of 16-bit parameters: where they come from, and what edits do to them."""
 
 import copy
-import warnings
 
 import fusedstep
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
-from tests.distributed import distribute, give_parts, spawn, with_gradients
-from tests.training import every_class, give_gradients, model, train
+from tests.distributed import parts
+from tests.training import every_class, give_gradients, model, no_warning, train
 
 
 @every_class
@@ -47,8 +45,7 @@ def test_an_edit_that_a_master_undoes_is_told(which):
         train(optimizer, params, 1)
     assert told[0].filename.endswith("training.py")  # who called step
     assert not any(p.eq(3.0).any() for p in params[which])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         train(optimizer, params, 1)
         load_threes(params)
         optimizer.resync_master()
@@ -78,8 +75,7 @@ def test_what_a_step_does_not_undo_is_not_told():
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)
     plain = fusedstep.AdamW(wide := model())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         for each, its in ((optimizer, params), (plain, wide)):
             train(each, its, 2)
         load_threes(wide)  # they have no masters
@@ -133,24 +129,17 @@ def test_given_masters_are_saved_before_a_first_step():
     (p,) = model((5,), dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW([p], master_weights=True)
     optimizer.state[p]["master_param"] = torch.nn.Parameter(torch.full((5,), 9.0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         optimizer.load_state_dict(optimizer.state_dict())
     assert not optimizer.state[p]["master_param"].requires_grad
     train(optimizer, [p], 1)
     assert optimizer.state[p]["master_param"].sub(9.0).abs().max() < 0.1
 
 
-def an_edit_of_a_part_is_told():
-    whole = with_gradients((4,))
-    half = [p.detach().bfloat16() for p in whole]
-    params = distribute(half, init_device_mesh("cpu", (1,)), [[Shard(0)]])
-    for p in whole:
-        p.data, p.grad = p.data.bfloat16(), p.grad.bfloat16()
-    give_parts(params, whole)
+def test_an_edit_of_a_part_is_told(alone):
+    _, params = parts(alone, ((4,), [Shard(0)]), dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         optimizer.step()
         optimizer.step()
     for write in (lambda p: p.zero_(), lambda p: p.to_local().zero_()):
@@ -158,10 +147,6 @@ def an_edit_of_a_part_is_told():
             write(params[0])
         with pytest.warns(UserWarning, match="resync_master"):
             optimizer.step()
-
-
-def test_an_edit_of_a_part_is_told():
-    spawn(an_edit_of_a_part_is_told, world=1)
 
 
 def test_masters_of_what_was_frozen_and_freed_do_not_stop_a_resync():

@@ -13,6 +13,8 @@ import torch
 from fusedstep import testing
 from fusedstep.reference import numerics
 
+from tests.conftest import TESTED_BACKENDS
+
 NARROW = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -41,6 +43,7 @@ def test_every_16_bit_value_survives_a_still_step(dtype, backend, device):
     assert testing.difference("p", p.detach().cpu(), bits.view(dtype)) is None
 
 
+@pytest.mark.parametrize("backend", [*TESTED_BACKENDS, "reference"])
 @pytest.mark.parametrize("dtype", NARROW.values(), ids=NARROW)
 def test_rounding_to_16_bits_is_to_nearest_even(dtype, backend, device):
     p = torch.nn.Parameter(torch.zeros(len(patterns()), dtype=dtype, device=device))
@@ -49,12 +52,6 @@ def test_rounding_to_16_bits_is_to_nearest_even(dtype, backend, device):
     optimizer.state[p]["master_param"].copy_(patterns())
     optimizer.step()
     assert testing.difference("p", p.detach().cpu(), patterns().to(dtype)) is None
-
-
-def test_the_reference_rounds_like_torch():
-    bits = numerics.narrow(patterns().numpy(), "bfloat16")
-    got = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
-    assert testing.difference("bf16", got, patterns().to(torch.bfloat16)) is None
 
 
 def test_power_is_exact_where_powers_are():

@@ -107,8 +107,9 @@ def test_a_closure_computes_gradients_where_a_step_is_taken_without():
         loss.backward()
         return loss
 
+    want = p.square().sum()
     with torch.no_grad():
-        optimizer.step(closure)
+        assert torch.equal(optimizer.step(closure), want)
     assert optimizer.state[p]["step"] == 1
 
 

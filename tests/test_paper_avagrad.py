@@ -8,10 +8,8 @@ from tests.paper import (
     ABSENT,
     FORMS,
     PIECES,
-    SIZE,
     WHOLE,
     assert_close,
-    assert_forms_differ,
     gradients,
     name_of,
     pieces,
@@ -90,6 +88,11 @@ OPTIONS = [
     {"cut": PIECES},
     {"cut": PIECES, "absent": ABSENT},
     {"cut": PIECES, "absent": ABSENT | NEVER, "weight_decay": 0.1},
+    *(
+        {"grads": quiet_gradients(), "cut": PIECES, "absent": absent, "eps": 1e-3, **skip}
+        for absent in ((), ABSENT)
+        for skip in ({}, {"skip_zero_second_moment": True})
+    ),
 ]
 
 
@@ -100,44 +103,6 @@ OPTIONS = [
 def test_avagrad(cls, form, changing, options):
     got = play(cls, LR, changing, form=form, **options)
     assert_close(got, avagrad(changing, form, cls is fusedstep.AvaGradW, **options), LR)
-
-
-@pytest.mark.parametrize("skip", [False, True], ids=["counted", "skipped"])
-@pytest.mark.parametrize("absent", [(), ABSENT], ids=["all", "absent"])
-@pytest.mark.parametrize("form", FORMS)
-def test_avagrad_where_coordinates_had_no_gradient_yet(form, absent, skip):
-    options = {"cut": PIECES, "absent": absent, "eps": 1e-3, "grads": quiet_gradients()}
-    options["skip_zero_second_moment"] = skip
-    got = play(fusedstep.AvaGrad, LR, True, form=form, **options)
-    assert_close(got, avagrad(True, form, False, **options), LR)
-
-
-def test_avagrads_forms_differ():
-    assert_forms_differ(fusedstep.AvaGrad, LR, changing=False)
-
-
-def test_avagrads_first_step_in_the_paper_form_is_lr_times_the_momentum():
-    got = play(fusedstep.AvaGrad, LR, False, grads=gradients()[:1], betas=(0.8, 0.999))
-    want = start() - LR * 0.2 * gradients()[0]
-    assert float((got[0] - want).abs().max()) < 1e-12
-
-
-def test_avagrad_counts_a_parameter_that_joins_late_with_1_over_eps_squared():
-    eps, beta1, beta2 = 0.1, 0.9, 0.999
-    first, late = (torch.nn.Parameter(part) for part in pieces(start(), ((20, 11),)))
-    optimizer = fusedstep.AvaGrad([first, late], lr=LR, eps=eps, backend="reference")
-    g = gradients()[0]
-    first.grad = g[:20]
-    optimizer.step()
-    before = first.detach().clone()
-    late.grad = g[20:]
-    optimizer.step()
-    eta = 1 / ((1 - beta2) ** 0.5 * g[:20].abs() + eps)
-    norm = ((eta.square().sum() + 11 / eps**2) / SIZE).sqrt()
-    m = (1 - beta1**2) * g[:20]
-    assert float((first.detach() - (before - LR * eta / norm * m)).abs().max()) < 1e-12
-    want = start()[20:] - LR / eps / norm * (1 - beta1) * g[20:]
-    assert float((late.detach() - want).abs().max()) < 1e-12
 
 
 def test_one_idle_coordinate_shrinks_every_step_unless_it_is_skipped():

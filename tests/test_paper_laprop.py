@@ -1,7 +1,6 @@
 """LaProp and AdaMomentum against their papers' equations."""
 
 import math
-import warnings
 
 import fusedstep
 import numpy as np
@@ -13,7 +12,6 @@ from tests.paper import (
     SIZE,
     STEPS,
     assert_close,
-    assert_forms_differ,
     gradients,
     name_of,
     play,
@@ -21,7 +19,7 @@ from tests.paper import (
     schedule,
     start,
 )
-from tests.training import model
+from tests.training import model, no_warning
 
 
 def laprop(
@@ -86,11 +84,6 @@ def test_laprop(form, changing, options):
     assert_close(got, laprop(0.01, changing, form, **options), 0.01)
 
 
-def test_laprops_forms_differ_under_a_schedule_and_by_where_eps_is_added():
-    assert_forms_differ(fusedstep.LaProp, 0.01)
-    assert_forms_differ(fusedstep.LaProp, 0.01, changing=False, eps=1e-3)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -112,14 +105,6 @@ def test_laprops_released_form_is_pytorch_optimizers(options):
     want = play(other, 0.01, True, backend=None, grads=grads, **theirs)
     got = play(fusedstep.LaProp, 0.01, True, grads=grads, form="released", **options)
     assert_close(got, want, 0.01, 1e-10)
-
-
-def test_laprops_decay_is_not_multiplied_by_lr():
-    p = torch.nn.Parameter(start())
-    p.grad = torch.ones_like(p)
-    optimizer = fusedstep.LaProp([p], lr=1e-300, weight_decay=0.25, backend="reference")
-    optimizer.step()
-    assert torch.equal(p.detach(), start() * 0.75)
 
 
 def test_laprop_with_beta2_0_is_sign_descent():
@@ -187,6 +172,7 @@ ADAMOMENTUM_OPTIONS = [
     {"amsgrad": True},
     {"betas": (0.5, 0.9), "eps": 1e-6},
     {"betas": (0.0, 0.0), "eps": 1e-6},
+    {"grads": quiet_gradients()},
 ]
 
 
@@ -199,22 +185,6 @@ def test_adamomentum(form, changing, options):
     assert_close(got, adamomentum(0.01, changing, **options), 0.01)
 
 
-def test_adamomentum_does_not_divide_by_0_where_there_never_was_a_gradient():
-    grads = quiet_gradients()
-    got = play(fusedstep.AdaMomentum, 0.01, False, grads=grads)
-    assert_close(got, adamomentum(0.01, False, grads=grads), 0.01)
-    still = torch.stack(grads).abs().sum(0) == 0
-    assert still.any() and torch.equal(got[-1][still], start()[still])
-
-
-@pytest.mark.parametrize("beta1", [0.5, 0.9, 0.99])
-def test_adamomentums_first_step_is_lr_over_1_minus_beta1(beta1):
-    grads = [g.sign() for g in gradients()[:1]]
-    got = play(fusedstep.AdaMomentum, 0.01, False, grads=grads, betas=(beta1, 0.999))
-    want = start() - 0.01 / (1 - beta1) * grads[0]
-    assert float((got[0] - want).abs().max()) < 1e-6
-
-
 def test_a_decay_that_may_be_meant_for_adamw_is_told():
     params = model()
     with pytest.warns(UserWarning, match="LaProp, group 0: .* lr . weight_decay, 4e-05") as found:
@@ -223,8 +193,7 @@ def test_a_decay_that_may_be_meant_for_adamw_is_told():
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.01}]
     with pytest.warns(UserWarning, match="group 1: weight_decay is 0.01.* takes 1.00% off"):
         fusedstep.LaProp(groups, lr=np.float32(1e-3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         for lr, decay in ((4e-4, 4e-5), (4e-4, 1e-3), (0.0, 0.1), (torch.tensor(4e-4), 0.1)):
             fusedstep.LaProp(params, lr=lr, weight_decay=decay)
             fusedstep.LaProp(params, lr=lr, weight_decay=torch.tensor(decay))

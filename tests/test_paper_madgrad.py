@@ -11,7 +11,6 @@ from tests.paper import (
     PIECES,
     WHOLE,
     assert_close,
-    assert_forms_differ,
     gradients,
     name_of,
     pieces,
@@ -88,10 +87,6 @@ def test_madgrad(form, changing, momentum, options, quiet):
     assert_close(got, madgrad(changing, form, **options), LR)
 
 
-def test_madgrads_forms_differ_by_eps_in_the_learning_rate():
-    assert_forms_differ(fusedstep.MADGRAD, LR, changing=False, eps=1e-3)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -130,26 +125,6 @@ def test_without_momentum_a_coordinate_without_gradient_keeps_its_bits(form):
     p.grad = torch.where(torch.arange(len(p)) < 25, 0.0, gradients()[5])
     optimizer.step()
     assert torch.equal(p.detach() == before, torch.arange(len(p)) < 25)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_one_counter_advances_for_all_parameters_in_any_step_with_a_gradient(form):
-    """A parameter that joins in the fourth such step starts with lam = lr sqrt(4)."""
-    eps, idle = 1e-6, 2
-    first, late = (torch.nn.Parameter(part) for part in pieces(start(), ((20,), (11,))))
-    groups = [{"params": [first]}, {"params": [late]}]
-    optimizer = fusedstep.MADGRAD(groups, lr=LR, form=form, backend="reference")
-    for t, g in enumerate(gradients()[:4]):
-        for _ in range(idle):  # steps without any gradient do not count
-            first.grad = late.grad = None
-            optimizer.step()
-        first.grad = g[:20].clone()
-        late.grad = g[20:].clone() if t == 3 else None
-        optimizer.step()
-    lam = (LR if form == "paper" else LR + eps) * 4**0.5
-    g = gradients()[3][20:]
-    want = start()[20:] - 0.1 * lam * g / ((lam * g * g) ** (1 / 3) + eps)
-    assert float((late.detach() - want).abs().max()) < 1e-12
 
 
 def row_gradients(coalesced, dtype, rows=9, width=4, steps=12):
@@ -201,22 +176,6 @@ def test_sparse_and_dense_parameters_of_one_optimizer_share_the_counter():
         runs.append((table.detach(), vector.detach()))
     assert all(map(torch.equal, *runs))
     assert not torch.equal(runs[0][1], start())
-
-
-def test_a_sparse_embedding_trains():
-    embedding = torch.nn.Embedding(9, 4, sparse=True, dtype=torch.float64)
-    before = embedding.weight.detach().clone()
-    optimizer = fusedstep.MADGRAD(embedding.parameters(), lr=0.1, momentum=0.0)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = (embedding(torch.tensor([1, 3, 3, 7])) - 1).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
-    still = [0, 2, 4, 5, 6, 8]
-    assert torch.equal(embedding.weight.detach()[still], before[still])
 
 
 @pytest.mark.parametrize("option", [{}, {"momentum": 0.0, "weight_decay": 0.1}], ids=name_of)

@@ -9,14 +9,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from tests.distributed import distribute, give_parts, spawn, with_gradients
+from tests.distributed import parts, spawn, train_both, with_gradients
 from tests.training import network
 
 
 def a_mean_over_parts_and_wholes_is_refused():
-    whole = with_gradients((4,), (3,))
-    params = distribute(whole, init_device_mesh("cpu", (2,)), [[Shard(0)], None])
-    give_parts(params, whole)
+    _, params = parts(init_device_mesh("cpu", (2,)), ((4,), [Shard(0)]), ((3,), None))
     for cls in (fusedstep.AvaGrad, fusedstep.AvaGradW):
         with pytest.raises(NotImplementedError, match="parameters 0 and 1 .* in different ways"):
             cls(params).step()
@@ -27,10 +25,7 @@ def test_a_mean_over_parts_and_wholes_is_refused():
 
 
 def processes_need_not_be_on_a_mesh():
-    whole = with_gradients((4,))
-    mesh = DeviceMesh("cpu", [0])
-    params = distribute(whole, mesh, [[Shard(0)]])
-    give_parts(params, whole)
+    _, params = parts(DeviceMesh("cpu", [0]), ((4,), [Shard(0)]))
     fusedstep.LAMB(params, max_grad_norm=None).step()
     clipping = fusedstep.AdamW(params, max_grad_norm=1.0)
     if dist.get_rank() == 0:
@@ -139,9 +134,7 @@ def test_summands_are_no_parameters(layout):
 
 
 def test_a_state_that_is_not_distributed_is_refused(alone):
-    whole = with_gradients((4,))
-    params = distribute(whole, alone, [[Shard(0)]])
-    give_parts(params, whole)
+    _, params = parts(alone, ((4,), [Shard(0)]))
     optimizer = fusedstep.AdamW(params)
     optimizer.state[params[0]]["exp_avg"] = torch.zeros(4)
     before = params[0].full_tensor().clone()
@@ -159,9 +152,7 @@ def test_a_plain_parameter_takes_no_distributed_state(alone):
 
 
 def test_a_plan_sees_a_gradient_that_is_not_distributed_as_planned(alone):
-    whole = with_gradients((4,), (4,))
-    params = distribute(whole, alone, [[Shard(0)], None])
-    give_parts(params, whole)
+    _, params = parts(alone, ((4,), [Shard(0)]), ((4,), None))
     optimizer = fusedstep.AdamW(params)
     optimizer.step()
     grads = [p.grad for p in params]
@@ -183,10 +174,5 @@ def test_a_parameter_may_be_of_a_class_of_its_own_before_there_are_distributed_o
 
 
 def test_a_mesh_of_one_process_cuts_nothing(alone):
-    whole = with_gradients((4,), (3,))
-    params = distribute(whole, alone, [[Shard(0)], None])
-    give_parts(params, whole)
-    optimizer, of = fusedstep.AvaGrad(params), fusedstep.AvaGrad(whole)
-    optimizer.step()
-    of.step()
-    assert torch.equal(params[0].full_tensor(), whole[0]) and torch.equal(params[1], whole[1])
+    whole, params = parts(alone, ((4,), [Shard(0)]), ((3,), None))
+    train_both(fusedstep.AvaGrad, params, whole)

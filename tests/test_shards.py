@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from tests.distributed import (
     distribute,
     gathered,
-    give_parts,
     give_sixteenths,
+    parts,
     spawn,
     train_both,
     with_gradients,
@@ -252,9 +252,7 @@ def test_parts_are_found_without_python(alone, monkeypatch):
 
 
 def test_a_plan_keeps_no_part_alive(alone):
-    whole = with_gradients((4,))
-    params = distribute(whole, alone, [[Shard(0)]])
-    give_parts(params, whole)
+    _, params = parts(alone, ((4,), [Shard(0)]))
     optimizer = fusedstep.AdamW(params)
     optimizer.step()
     old = weakref.ref(params[0]._local_tensor)

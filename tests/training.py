@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import warnings
 
 import fusedstep
 import pytest
@@ -73,6 +74,13 @@ def stored(optimizer, params):
         sums = {n: v for n, v in group.items() if isinstance(v, torch.Tensor) and v.ndim}
         result |= {f"group {i} {name}": v.clone() for name, v in sums.items()}
     return result
+
+
+@contextlib.contextmanager
+def no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 @contextlib.contextmanager

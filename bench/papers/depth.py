@@ -51,8 +51,7 @@ def run(task: Task) -> dict:
     widths = [64, *[32] * task["depth"], 10]
     networks = Networks(len(RATES), task["runs"], widths)
     groups = networks.groups(*({"lr": rate} for rate in RATES))
-    cls = {"Adam": fusedstep.Adam, "LaProp": fusedstep.LaProp}[task["optimizer"]]
-    optimizer = cls(groups, betas=(0.9, 0.999), **OURS)
+    optimizer = getattr(fusedstep, task["optimizer"])(groups, betas=(0.9, 0.999), **OURS)
     torch.set_flush_denormal(True)  # gradients of dead networks are such numbers, and slow
     draws, at, curve = batches(task["runs"], 64), marks(task["steps"], 40), []
     for step in range(1, task["steps"] + 1):

@@ -69,8 +69,7 @@ def chosen(words: Iterable[str]) -> list[ModuleType]:
     Raises:
         ValueError: there is no such experiment.
     """
-    known = {str(one.NUMBER): one for one in everything()}
-    known |= {name_of(one): one for one in everything()}
+    known = {key: one for one in everything() for key in (str(one.NUMBER), name_of(one))}
     for word in words:
         if word not in known:
             names = ", ".join(f"{one.NUMBER} {name_of(one)}" for one in everything())

@@ -93,7 +93,7 @@ def build(name: str, groups: list[dict]) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(groups)
     if name == "AdaBelief":
         return AdaBelief(groups, lr=1e-3)
-    return {"Adam": fusedstep.Adam, "AdaMomentum": fusedstep.AdaMomentum}[name](groups, **OURS)
+    return getattr(fusedstep, name)(groups, **OURS)
 
 
 def tasks(quick: bool, seeds: int) -> list[Task]:

@@ -53,7 +53,7 @@ def build(name: str, groups: list[dict]) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, momentum=0.9)
     if name == "AdaGrad":
         return torch.optim.Adagrad(groups)
-    return {"Adam": fusedstep.Adam, "MADGRAD": fusedstep.MADGRAD}[name](groups, **OURS)
+    return getattr(fusedstep, name)(groups, **OURS)
 
 
 def tasks(quick: bool, seeds: int) -> list[Task]:

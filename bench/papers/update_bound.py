@@ -45,8 +45,7 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 def run(task: Task) -> dict:
     networks = Networks(len(task["nus"]), task["runs"], [64, 64, 10])
     groups = networks.groups(*({"betas": (0.9, nu)} for nu in task["nus"]))
-    cls = {"Adam": fusedstep.Adam, "LaProp": fusedstep.LaProp}[task["optimizer"]]
-    optimizer = cls(groups, lr=RATE, **OURS)
+    optimizer = getattr(fusedstep, task["optimizer"])(groups, lr=RATE, **OURS)
     longest = torch.zeros(len(task["nus"]))
     draws, at, curve = batches(task["runs"], 64), marks(task["steps"], 100), []
     for step in range(1, task["steps"] + 1):
