@@ -14,7 +14,7 @@ from fusedstep.reference_backend import ReferenceBackend
 
 from bench import __main__ as command
 from tests.conftest import TESTED_BACKENDS
-from tests.test_docs import NAMED, ROOT
+from tests.test_docs import ROOT, add_named_blocks
 from tests.training import assert_same, give_gradients, model, stored, train
 
 # One for each way to have states, counts and carried scalars, and one that is refused.
@@ -118,9 +118,7 @@ def test_one_that_was_pickled_elsewhere_is_missed_by_name():
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """Holds the files of the page."""
-    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-    for block in NAMED.finditer(page):
-        (tmp_path / block["path"]).write_text(block["code"], encoding="utf-8")
+    add_named_blocks(ROOT / "docs" / "kernels.md", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "persistent", raising=False)  # another test's
     return tmp_path

@@ -42,6 +42,12 @@ HYPERS = {case.cls.rule: len(case.cls.hypers) for case in testing.CASES}
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 OPCODES = {"div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64"}
 
+TABLES = {
+    "address": "*i64", "grad": "*i64", "numel": "*i64", "row": "*i64", "chunk": "*i32",
+    "hyper": "*fp64", "source": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
+    "grad_norm_sq": "*fp64", "ticket": "*i32", "tensors": "i32", "chunks": "i32",
+}  # fmt: skip
+
 
 def compile_kernel(name: str, folder: Path) -> None:
     """Writes the kernel's PTX and cubin: the one that takes a loss scale and can be skipped."""
@@ -59,11 +65,6 @@ def compile_kernel(name: str, folder: Path) -> None:
         row_size=OWN_HYPERS + HYPERS.get(rule, 0), master=MODES[mode][-1], **dtypes
     )
     constants = engine.constants(launch, work)
-    arguments = {
-        "address": "*i64", "grad": "*i64", "numel": "*i64", "row": "*i64", "chunk": "*i32",
-        "hyper": "*fp64", "source": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
-        "grad_norm_sq": "*fp64", "ticket": "*i32", "tensors": "i32", "chunks": "i32",
-    }  # fmt: skip
     sums = {
         "partial": "*fp64", "slots": "i32", "slot": "*i64", "segment": "*i64",
         "segment_begin": "*i64", "segment_chunks": "*i64", "segment_sums": "*i64",
@@ -71,7 +72,7 @@ def compile_kernel(name: str, folder: Path) -> None:
     }  # fmt: skip
     if not constants["SUMS"]:
         constants |= dict.fromkeys(sums)
-    arguments |= sums | dict.fromkeys(constants, "constexpr")
+    arguments = TABLES | sums | dict.fromkeys(constants, "constexpr")
     signature = {key: arguments[key] for key in engine.multi_tensor_apply.arg_names}
     source = ASTSource(engine.multi_tensor_apply, signature, constants)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
