@@ -35,7 +35,6 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(BACKENDS["triton"], "engine", SimpleNamespace(INTERPRETED=False))
-    monkeypatch.setattr(BACKENDS["triton"], "absent", None)
     return torch.device("cuda", 0)
 
 

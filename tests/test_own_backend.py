@@ -9,11 +9,11 @@ from pathlib import Path
 import fusedstep
 import pytest
 from fusedstep import testing
-from fusedstep.backends import BACKENDS, Backend, CpuBackend, register
+from fusedstep.backends import BACKENDS, Backend, CpuBackend, TritonBackend, register
 from fusedstep.reference_backend import ReferenceBackend
 
 from bench import __main__ as command
-from tests.conftest import TESTED_BACKENDS
+from tests.conftest import TESTED_BACKENDS, device_of
 from tests.test_docs import ROOT, add_named_blocks
 from tests.training import assert_same, give_gradients, model, stored, train
 
@@ -139,6 +139,22 @@ def test_the_pages_triton_kernel_has_the_references_bits(folder, request, monkey
     served = [words for words in said.values() if words == "equal"]
     refused = [words for words in said.values() if words.startswith("persistent: only float32")]
     assert len(served) >= 6 and len(refused) >= 2 and len(served + refused) == len(said)
+
+
+@needs_triton
+def test_what_inherits_tritons_need_not_ask_it_first():
+    class Anywhere(TritonBackend):
+        name = "anywhere"
+
+        def why_not(self, device):
+            return None
+
+    register(Anywhere())
+    params = model(device=device_of("triton"))
+    train(fusedstep.AdamW(params, backend="anywhere"), params, 1)
+    train(fusedstep.AdamW(wanted := model(), backend="reference"), wanted, 1)
+    for got, want in zip(params, wanted, strict=True):
+        assert not testing.difference("p", got.detach().cpu(), want.detach())
 
 
 @needs_triton

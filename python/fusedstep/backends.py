@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -133,25 +134,24 @@ class TritonBackend(Backend):
     """The Triton kernels; under ``TRITON_INTERPRET=1`` also on CPU tensors."""
 
     name = "triton"
-    engine: Any = None
-    absent: str | None = None
+
+    @cached_property  # when it is needed: importing triton takes several times as long as all else
+    def engine(self) -> Any:
+        return importlib.import_module("fusedstep.kernels.enqueue")
 
     def why_not(self, device: torch.device) -> str | None:
-        if self.engine is None and self.absent is None:
-            try:  # only now: importing triton takes several times as long as all else
-                self.engine = importlib.import_module("fusedstep.kernels.enqueue")
-            except ModuleNotFoundError as error:
-                self.absent = f"{error}; run `pip install triton`"
-            except ImportError as error:  # which names its remedy itself
-                self.absent = str(error)
-        if self.absent:
-            return self.absent
+        try:
+            interpreted = self.engine.INTERPRETED
+        except ModuleNotFoundError as error:
+            return f"{error}; run `pip install triton`"
+        except ImportError as error:  # which names its remedy itself
+            return str(error)
         if device.type not in ("cuda", "cpu"):
             return f"it updates tensors on cuda, not on {device.type}"
         if device.type == "cpu":
             remedy = "start with TRITON_INTERPRET=1 to interpret it"
-            return None if self.engine.INTERPRETED else f"it updates tensors on cuda; {remedy}"
-        if self.engine.INTERPRETED:
+            return None if interpreted else f"it updates tensors on cuda; {remedy}"
+        if interpreted:
             return "TRITON_INTERPRET is set: the interpreter reads host memory; unset it"
         if reason := _no_gpu():
             return reason
