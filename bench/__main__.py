@@ -114,12 +114,12 @@ def import_all(modules: list[str], record: bool) -> None:
     if modules and record:
         raise ValueError("--record keeps rows of fusedstep's own kernels; leave out --import")
     for module in modules:
-        if module.endswith(".py") or not module.replace(".", "_").isidentifier():
+        if module.endswith(".py") or not all(word.isidentifier() for word in module.split(".")):
             raise ValueError(f"--import is {module}; pass the name of a module, without .py")
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            remedy = "put its folder in PYTHONPATH"
+        except ModuleNotFoundError as error:  # its own, or of what it imports
+            remedy = "put its folder in PYTHONPATH" if error.name == module else "install that"
             raise ValueError(f"--import is {module}: {error}; {remedy}") from error
 
 

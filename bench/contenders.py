@@ -119,6 +119,7 @@ def backend(name: str, device: torch.device) -> str:
     Raises:
         ValueError: it does not.
     """
+    name = name if name in BACKENDS else name.lower()
     if name not in BACKENDS:
         raise ValueError(f"there is no backend {name!r}; there are {', '.join(BACKENDS)}")
     reason = BACKENDS[name].why_not(device)

@@ -11,7 +11,7 @@ import torch
 from . import peers
 from .contenders import Contender
 from .device import Clock
-from .measure import Run, Task, identity, take_turns, told
+from .measure import WARM_UP, Run, Task, identity, require_steps, take_turns, told
 from .papers import language
 from .parameter_sets import ParameterSet
 
@@ -69,7 +69,8 @@ def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[
 def _row(task: Task, clock: Clock, rounds: int) -> dict[str, Any]:
     baseline = peers.baseline(task.contender.mode)
     loops = [Loop(each, clock) for each in (task.contender, baseline)]
-    take_turns([loop.seconds for loop in loops], 3)
+    take_turns([loop.seconds for loop in loops], WARM_UP)
+    require_steps(task.contender, loops[0].optimizer, WARM_UP)
     turns = take_turns([loop.seconds for loop in loops], rounds)
     own, theirs = ([statistics.median(part) for part in zip(*each)] for each in turns)
     return {

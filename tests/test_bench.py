@@ -20,7 +20,8 @@ F32 = contenders.MODES["f32"]
 
 @pytest.fixture(autouse=True)
 def little_work(monkeypatch):
-    monkeypatch.setattr(device.Cpu, "BYTES", 12 * 1024)
+    for clock in (device.Cpu, device.Cuda):
+        monkeypatch.setattr(clock, "BYTES", 12 * 1024)
 
 
 def bench(tmp_path, *arguments):
@@ -174,6 +175,7 @@ def test_peers_have_algorithms_of_ours():
         (["--import", "no_such"], "--import is no_such: No module named 'no_such'; put "),
         (["--import", "mine.py"], "--import is mine.py; pass the name of a module, without .py"),
         (["--import", "./mine"], "--import is ./mine; pass the name of a module"),
+        (["--import", ".mine"], "--import is .mine; pass the name of a module, without .py"),
         (["--import", "mine", "--record"], "--record keeps rows of fusedstep's own kernels; leave"),
         (["--threads", "1,no"], "--threads is '1 no'; pass numbers from 1 to"),
         (["--threads", "100000"], "--threads is '100000'; pass numbers from 1 to"),

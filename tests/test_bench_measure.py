@@ -106,6 +106,14 @@ def test_a_phase_of_the_host_is_what_its_name_says():
     assert {int(state["step"]) for state in side.optimizer.state.values()} == {1}
 
 
+def test_the_slow_side_may_take_each_step_twice(monkeypatch):
+    """As it does on a GPU."""
+    clock = device.Cpu()
+    monkeypatch.setattr(clock, "twice", lambda step: (step(), step()))
+    monkeypatch.setattr(checking, "ROUNDS", 5)
+    checking.self_check(measure.Task(parse("2x8")[0], ADAMW, 1), clock)
+
+
 @pytest.mark.parametrize("mode", ["f32", "bf16"])
 def test_gradients_in_a_bucket_are_not_aligned(mode, monkeypatch):
     monkeypatch.setitem(parameter_sets.MODELS, "small", [(8, 4), (4,)])

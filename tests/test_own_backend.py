@@ -14,6 +14,7 @@ from fusedstep.reference_backend import ReferenceBackend
 
 from bench import __main__ as command
 from tests.conftest import TESTED_BACKENDS, device_of
+from tests.test_bench import little_work  # noqa: F401, a fixture
 from tests.test_docs import ROOT, add_named_blocks
 from tests.training import assert_same, give_gradients, model, stored, train
 
@@ -48,6 +49,7 @@ def test_a_registered_backend_takes_steps(mine):
         optimizer = fusedstep.MAdam(params, backend=name)
         train(optimizer, params, 3)
         assert optimizer.backends_in_use == {"cpu": name}
+        assert "Launch(" in repr(optimizer._plan.launches), "with and without its entries"
         runs[name] = params
     for got, want in zip(*runs.values(), strict=True):
         assert not testing.difference("p", got.detach(), want.detach())
@@ -70,8 +72,8 @@ def test_a_name_that_is_taken_is_refused(name, monkeypatch):
     assert before == BACKENDS
 
 
-class Unnamed(ReferenceBackend):
-    name = None
+class Unnamed(Backend):
+    why_not = prepare = apply = None
 
 
 @pytest.mark.parametrize("bad", [Level, Unnamed(), object()], ids=["class", "unnamed", "other"])
@@ -85,7 +87,7 @@ def test_one_that_lacks_a_function_cannot_be_made():
         name = "half"
         why_not = prepare = None
 
-    with pytest.raises(TypeError, match="abstract .* apply"):
+    with pytest.raises(TypeError, match="abstract .*apply"):
         Half()
 
 
@@ -179,4 +181,4 @@ def test_one_that_leaves_out_steps_is_not_measured(tmp_path, capsys):
     register(Idle())
     rows = ["--set", "2x300", "--algorithms", "AdamW", "--peers", "none", "--rounds", "2"]
     assert command.main([*rows, "--backends", "idle", "--out", str(tmp_path / "rows.json")]) == 1
-    assert "after 3 steps counts are {0}" in capsys.readouterr().out
+    assert "after 3 steps the counts are {0}" in capsys.readouterr().out

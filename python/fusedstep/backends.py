@@ -181,7 +181,7 @@ def register(backend: Backend) -> None:
         ValueError: the name is ``"auto"`` or that of one of fusedstep's backends.
     """
     good = isinstance(backend, Backend) and not isinstance(backend, type)
-    if not (good and isinstance(backend.name, str)):
+    if not (good and isinstance(getattr(backend, "name", None), str)):
         raise TypeError(
             f"{backend!r} is no backend. Register an object, not its class, that inherits "
             f"fusedstep.backends.Backend and has a name."

@@ -90,7 +90,7 @@ class Launch:
     """
 
     kind: Kind
-    entries: list[Entry]
+    entries: list[Entry] = field(repr=False)  # which let_go() takes away
     hypers: int  # of the rule
     slot_of: np.ndarray  # of every parameter of the optimizer, its first chunk's slot
     passes: list[Pass] = field(default_factory=list)
