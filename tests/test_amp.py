@@ -89,8 +89,9 @@ def test_two_hundred_scaled_steps_equal_the_unscaled_run(cls, unscale_first, dty
         scales.add(scaler.get_scale())
         if not overflow:
             b.step()
-            assert a.last_grad_norm == b.last_grad_norm
-    assert not options or b.last_grad_norm > 0.5
+            if options:
+                norm = b.last_grad_norm
+                assert torch.equal(a.last_grad_norm, norm) and norm > 0.5
     assert len(scales) > 1
     counts = {int(a.state[p]["step"]) for p in scaled}
     assert counts == {182}, "18 steps had an inf"

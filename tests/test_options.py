@@ -17,9 +17,9 @@ def test_betas_that_a_user_keeps_in_a_group_are_not_read():
 
 
 SPOILED_RATES = {
-    "a torch.float32 tensor of shape": lambda t: setattr(t, "data", torch.tensor([0.1, 0.2])),
-    "a torch.float16 tensor of shape": lambda t: setattr(t, "data", t.data.half()),
-    "a torch.int64 tensor of shape": lambda t: setattr(t, "data", t.data.long()),
+    "is a torch.float32 tensor of shape": lambda t: setattr(t, "data", torch.tensor([0.1, 0.2])),
+    "is a torch.float16 tensor of shape": lambda t: setattr(t, "data", t.data.half()),
+    "is a torch.int64 tensor of shape": lambda t: setattr(t, "data", t.data.long()),
     "without memory of its own": lambda t: t.untyped_storage().resize_(0),
 }
 

@@ -107,6 +107,14 @@ def test_laprops_released_form_is_pytorch_optimizers(options):
     assert_close(got, want, 0.01, 1e-10)
 
 
+def test_laprops_decay_is_not_multiplied_by_lr():
+    p = torch.nn.Parameter(start())
+    p.grad = torch.ones_like(p)
+    optimizer = fusedstep.LaProp([p], lr=1e-300, weight_decay=0.25, backend="reference")
+    optimizer.step()
+    assert torch.equal(p.detach(), start() * 0.75)
+
+
 def test_laprop_with_beta2_0_is_sign_descent():
     got = play(fusedstep.LaProp, 0.01, False, betas=(0.0, 0.0))[-1]
     want = start() - 0.01 * torch.stack(gradients()).sign().sum(0)
@@ -183,6 +191,13 @@ ADAMOMENTUM_OPTIONS = [
 def test_adamomentum(form, changing, options):
     got = play(fusedstep.AdaMomentum, 0.01, changing, form=form, **options)
     assert_close(got, adamomentum(0.01, changing, **options), 0.01)
+
+
+def test_adamomentum_leaves_alone_what_never_had_a_gradient():
+    grads = quiet_gradients()
+    got = play(fusedstep.AdaMomentum, 0.01, False, grads=grads)
+    still = torch.stack(grads).abs().sum(0) == 0
+    assert still.any() and torch.equal(got[-1][still], start()[still])
 
 
 def test_a_decay_that_may_be_meant_for_adamw_is_told():

@@ -178,6 +178,22 @@ def test_sparse_and_dense_parameters_of_one_optimizer_share_the_counter():
     assert not torch.equal(runs[0][1], start())
 
 
+def test_a_sparse_embedding_trains():
+    embedding = torch.nn.Embedding(9, 4, sparse=True, dtype=torch.float64)
+    before = embedding.weight.detach().clone()
+    optimizer = fusedstep.MADGRAD(embedding.parameters(), lr=0.1, momentum=0.0)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (embedding(torch.tensor([1, 3, 3, 7])) - 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    still = [0, 2, 4, 5, 6, 8]
+    assert torch.equal(embedding.weight.detach()[still], before[still])
+
+
 @pytest.mark.parametrize("option", [{}, {"momentum": 0.0, "weight_decay": 0.1}], ids=name_of)
 def test_sparse_gradients_with_momentum_or_decay_are_refused_before_anything_is_written(option):
     p = torch.nn.Parameter(start()[:20].reshape(5, 4))

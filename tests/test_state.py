@@ -228,6 +228,16 @@ def test_a_model_that_was_float32_for_a_while_keeps_what_it_learned():
     assert (optimizer.state[p]["master_param"] - before).abs().max() < 1.0
 
 
+def test_masters_gather_steps_too_small_for_bfloat16():
+    (p,) = params = [torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))]
+    optimizer = fusedstep.AdamW(params, lr=1e-3, weight_decay=0.0, master_weights=True)
+    for _ in range(20):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert float(optimizer.state[p]["master_param"][0]) == pytest.approx(0.98, abs=1e-4)
+    assert p[0] == torch.tensor(0.98, dtype=torch.bfloat16)
+
+
 def test_float64_states_stay_float64():
     (p,) = params = model((3,), dtype=torch.float64)
     optimizer = fusedstep.AdamW(params, state_dtype=torch.bfloat16)
