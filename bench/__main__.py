@@ -103,16 +103,17 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         raise ValueError("pictures need matplotlib; pip install matplotlib")
     if "out" in taken:
         results.check_place(chosen.out)
+    modules = words(getattr(chosen, "import"))
     if chosen.record:
+        if modules:
+            raise ValueError("--record keeps rows of fusedstep's own kernels; leave out --import")
         results.of_record()  # a damaged file is told before anything is measured
-    import_all(words(getattr(chosen, "import")), chosen.record)
+    import_all(modules)
     return chosen
 
 
-def import_all(modules: list[str], record: bool) -> None:
+def import_all(modules: list[str]) -> None:
     """Import what registers backends of users' own."""
-    if modules and record:
-        raise ValueError("--record keeps rows of fusedstep's own kernels; leave out --import")
     for module in modules:
         if module.endswith(".py") or not all(word.isidentifier() for word in module.split(".")):
             raise ValueError(f"--import is {module}; pass the name of a module, without .py")
