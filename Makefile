@@ -55,7 +55,8 @@ bench: $(VENV)/built build/peers
 	$(BENCH) --set $(SETS) --dtype f64 bf16 f16 bf16-master bf16-state16 --peers torch \
 	  --plot --out build/bench/dtypes.json $(ARGS)
 	$(BENCH) --set bert-base --peers none --threads 1 --out build/bench/threads.json $(ARGS)
-	$(BENCH) --set tiny swarm --out build/bench/host.json $(ARGS)
+	$(BENCH) --set tiny --peers torch torch-compile --out build/bench/tiny.json $(ARGS)
+	$(BENCH) --set swarm --out build/bench/swarm.json $(ARGS)
 	$(BENCH) growth --plot --out build/bench/growth.json $(ARGS)
 	$(BENCH) training --out build/bench/training.json $(ARGS)
 

@@ -14,7 +14,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,19 @@ class Peer:
     distribution: str
     algorithms: dict[str, Entry]
     packages: tuple[str, ...] = ()  # whose __init__ is not run
+    compiled: bool = False  # whether its steps are by torch.compile
 
 
 def torch_optim(**how: bool) -> Peer:
     algorithms = {name: Entry(f"torch.optim:{name}", fixed=how) for name in ("Adam", "AdamW")}
     return Peer("torch", algorithms)
+
+
+def compiled(peer: Peer, *algorithms: str) -> Peer:
+    """A peer's steps by ``torch.compile``, of those algorithms that it compiles once: others' are
+    compiled again in each step, or come apart at branches on values and gain nothing."""
+    chosen = {name: peer.algorithms[name] for name in algorithms}
+    return replace(peer, algorithms=chosen, compiled=True)
 
 
 def pytorch_optimizer(**how: bool) -> Peer:
@@ -66,23 +74,26 @@ def pytorch_optimizer(**how: bool) -> Peer:
     return Peer("pytorch_optimizer", algorithms)
 
 
+TIMM = Peer(
+    "timm",
+    {
+        "LAMB": Entry("timm.optim.lamb:Lamb", {**ADAM, "max_grad_norm": "max_grad_norm"}),
+        "LaProp": Entry("timm.optim.laprop:LaProp"),
+        "MADGRAD": Entry("timm.optim.madgrad:MADGRAD", MADGRAD),
+    },
+    # Its models need a torchvision that was built for the very torch in use.
+    packages=("timm", "timm.optim"),
+)
 BASELINE = "torch-fused"
 PEERS: dict[str, Peer] = {
     "torch-loop": torch_optim(foreach=False),
     "torch-foreach": torch_optim(foreach=True),
     BASELINE: torch_optim(fused=True),
+    "torch-compile": compiled(torch_optim(foreach=True, capturable=True), "Adam", "AdamW"),
     "pytorch_optimizer": pytorch_optimizer(foreach=False),
     "pytorch_optimizer-foreach": pytorch_optimizer(foreach=True),
-    "timm": Peer(
-        "timm",
-        {
-            "LAMB": Entry("timm.optim.lamb:Lamb", {**ADAM, "max_grad_norm": "max_grad_norm"}),
-            "LaProp": Entry("timm.optim.laprop:LaProp"),
-            "MADGRAD": Entry("timm.optim.madgrad:MADGRAD", MADGRAD),
-        },
-        # Its models need a torchvision that was built for the very torch in use.
-        packages=("timm", "timm.optim"),
-    ),
+    "timm": TIMM,
+    "timm-compile": compiled(TIMM, "LAMB", "MADGRAD"),
     "madgrad": Peer("madgrad", {"MADGRAD": Entry("madgrad:MADGRAD", MADGRAD)}),
     # Left to itself it takes Triton only for types in a list of torch's, which Parameter has left.
     "torch-optimi": Peer(
@@ -155,17 +166,24 @@ def version(name: str) -> str | None:
 
 def contender(name: str, algorithm: str, mode: testing.Mode) -> Contender | None:
     """A peer's version of an algorithm; None where it has none, or no such mode."""
-    entry = PEERS[name].algorithms.get(algorithm)
+    peer = PEERS[name]
+    entry = peer.algorithms.get(algorithm)
     if entry is None or mode.options or mode.param is not mode.grad:
         return None
     ours = ALGORITHMS[algorithm]([torch.nn.Parameter(torch.zeros(1))]).defaults
     options = {theirs: ours[our] for theirs, our in entry.matched.items()} | entry.fixed
 
     def build(groups: Groups) -> torch.optim.Optimizer:
-        more = entry.on_gpu if groups[0]["params"][0].is_cuda else {}
-        optimizer = _load(PEERS[name], entry.place)(groups, **options, **more)
+        p = groups[0]["params"][0]
+        more = dict(entry.on_gpu) if p.is_cuda else {}
+        if peer.compiled:  # a number would be compiled in, and again when a schedule changes it
+            more["lr"] = torch.tensor(options["lr"], device=p.device)
+        optimizer = _load(peer, entry.place)(groups, **(options | more))
         for attribute, value in entry.attributes.items():
             setattr(optimizer, attribute, value)
+        if peer.compiled:
+            torch.compiler.reset()  # of a function torch compiles only so many variants
+            optimizer.step = torch.compile(optimizer.step)
         return optimizer
 
     return Contender(name, algorithm, build, mode=mode)

@@ -1,11 +1,13 @@
 """The benchmark: its sets, bytes, ratios, files, pictures and complaints, and that it sees."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import fusedstep
 import pytest
 import torch
+import torch._dynamo as dynamo
 from fusedstep import testing
 
 from bench import __main__ as command
@@ -146,6 +148,22 @@ def test_peers_get_our_hyper_parameters(name):
             assert optimizer.defaults[theirs] == ours[our], (algorithm, theirs)
         give_gradients(params)
         optimizer.step()
+
+
+@pytest.mark.parametrize("algorithm", ["Adam", "AdamW"])
+def test_a_compiled_peer_is_compiled_once(monkeypatch, algorithm):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    (one, other), seen = (model((5,)) for _ in range(2)), dynamo.utils.counters
+    compiled = peers.contender("torch-compile", algorithm, F32).build([{"params": one}])
+    plain = peers.contender("torch-foreach", algorithm, F32).build([{"params": other}])
+    seen.clear()
+    for optimizer in (compiled, plain):
+        for t in range(1, 4):
+            give_gradients(optimizer.param_groups[0]["params"], t)
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] / t
+            optimizer.step()
+    assert seen["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(one, other)
 
 
 def test_a_peer_is_built_for_the_device_of_its_parameters(monkeypatch):
