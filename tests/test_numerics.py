@@ -97,9 +97,7 @@ def run_while(switch, mode):
             switch(False)
 
     scenario.optimizer.step = step
-    for t in range(testing.STEPS):
-        scenario.step(t)
-    return scenario.snapshot()
+    return scenario.play()
 
 
 class Flushing:

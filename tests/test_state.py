@@ -56,7 +56,7 @@ def resume(case, mode, through, path, backend="cpu", steps=testing.STEPS):
     for t in range(3, steps):
         whole.step(t)
         second.step(t)
-    assert_same(second.snapshot(), whole.snapshot())
+        assert_same(second.snapshot(), whole.snapshot())
 
 
 @each_mode

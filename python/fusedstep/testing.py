@@ -178,6 +178,9 @@ def gradient(shape: tuple[int, ...], generator: torch.Generator, special: bool) 
     return values
 
 
+STEPS = 6
+
+
 @dataclass
 class Scenario:
     """A built cell: parameters, optimizer, and the steps to play."""
@@ -235,16 +238,19 @@ class Scenario:
             result["last_grad_norm"] = self.optimizer.last_grad_norm.cpu()
         return result
 
-
-STEPS = 6
+    def play(self, steps: int = STEPS) -> dict[str, torch.Tensor]:
+        """Take the steps. Returns snapshots: before the last one, which leaves nothing but NaNs
+        where a norm spreads them, and after it."""
+        for t in range(steps - 1):
+            self.step(t)
+        before = {f"before, {name}": value for name, value in self.snapshot().items()}
+        self.step(steps - 1)
+        return before | self.snapshot()
 
 
 def run(case: Case, mode: Mode, shapes: str, backend: str, device: str = "cpu", steps: int = STEPS):
-    """Play the scenario and return its snapshot."""
-    scenario = Scenario(case, mode, shapes, backend, device)
-    for t in range(steps):
-        scenario.step(t)
-    return scenario.snapshot()
+    """Play the scenario and return its snapshots."""
+    return Scenario(case, mode, shapes, backend, device).play(steps)
 
 
 def difference(name: str, got: torch.Tensor, want: torch.Tensor) -> str | None:
