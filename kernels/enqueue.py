@@ -41,7 +41,7 @@ def constants(launch, work) -> dict:
             "is while the program runs."
         )
     return {
-        **{name: value for name, value in vars(work.facts).items() if name != "HYPERS"},
+        **vars(work.facts),
         "faded": getattr(rule, "faded", never_faded),
         "scalars": rule.scalars,
         "update": rule.update,

@@ -43,11 +43,11 @@ def store(place, begin, offsets, mask, x, dtype: tl.constexpr, WHOLE: tl.constex
 @triton.jit
 def apply_block(
     s, coefficient, scale, kept, gradient, param, master, states, lanes, begin, offset, n,
-    update: tl.constexpr, variant: tl.constexpr, FADING: tl.constexpr, opmath: tl.constexpr,
-    param_dtype: tl.constexpr, grad_dtype: tl.constexpr, exp_avg_dtype: tl.constexpr,
-    SUMS: tl.constexpr, EMITS: tl.constexpr, READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr,
-    MOVES_PARAM: tl.constexpr, READ_ONLY: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
-    WHOLE_GRAD: tl.constexpr,
+    update: tl.constexpr, variant: tl.constexpr, HYPERS: tl.constexpr, FADING: tl.constexpr,
+    opmath: tl.constexpr, param_dtype: tl.constexpr, grad_dtype: tl.constexpr,
+    exp_avg_dtype: tl.constexpr, SUMS: tl.constexpr, EMITS: tl.constexpr,
+    READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr, MOVES_PARAM: tl.constexpr,
+    READ_ONLY: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, WHOLE_GRAD: tl.constexpr,
 ):  # fmt: skip
     offsets = offset + tl.arange(0, BLOCK)
     mask = None if WHOLE else offsets < n
@@ -79,7 +79,7 @@ def apply_block(
     if READS_GRAD:
         if scale is not None:
             g = div(g, scale)
-        if MOVES_PARAM or len(states) > 0:  # else it sums squares, before clipping (N7)
+        if HYPERS > 0:  # else it sums the squares of gradients, before they are clipped (N7)
             g = g * coefficient
     if SUMS > 0:
         p, state, out = update(s, g, p, state, variant)
@@ -120,12 +120,12 @@ def multi_tensor_apply(
     partial, slots, slot, segment, segment_begin, segment_chunks, segment_sums, segment_result,
     arrived, tensors, chunks,
     faded: tl.constexpr, scalars: tl.constexpr, update: tl.constexpr, variant: tl.constexpr,
-    ROW_SIZE: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, FADING: tl.constexpr,
-    SUMS: tl.constexpr, EMITS: tl.constexpr, COUNTED: tl.constexpr, KEEPS_ABSENT: tl.constexpr,
-    READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr, MOVES_PARAM: tl.constexpr,
-    READ_ONLY: tl.constexpr, SERVES_ALL: tl.constexpr, COUNTS_ALL: tl.constexpr,
-    opmath: tl.constexpr, param_dtype: tl.constexpr, grad_dtype: tl.constexpr,
-    exp_avg_dtype: tl.constexpr,
+    ROW_SIZE: tl.constexpr, HYPERS: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr,
+    FADING: tl.constexpr, SUMS: tl.constexpr, EMITS: tl.constexpr, COUNTED: tl.constexpr,
+    KEEPS_ABSENT: tl.constexpr, READS_GRAD: tl.constexpr, READS_PARAM: tl.constexpr,
+    MOVES_PARAM: tl.constexpr, READ_ONLY: tl.constexpr, SERVES_ALL: tl.constexpr,
+    COUNTS_ALL: tl.constexpr, opmath: tl.constexpr, param_dtype: tl.constexpr,
+    grad_dtype: tl.constexpr, exp_avg_dtype: tl.constexpr,
     masters: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -191,7 +191,7 @@ def multi_tensor_apply(
                     ):
                         lanes = apply_block(
                             s, coefficient, scale, kept, gradient, param, master, states, lanes,
-                            begin, offset, n, update, variant, FADING, opmath, param_dtype,
+                            begin, offset, n, update, variant, HYPERS, FADING, opmath, param_dtype,
                             grad_dtype, exp_avg_dtype, SUMS, EMITS, READS_GRAD, READS_PARAM,
                             MOVES_PARAM, READ_ONLY, BLOCK, part < 2, part == 0,
                         )  # fmt: skip

@@ -67,7 +67,7 @@ class Algorithm(torch.optim.Optimizer):
 
     def segments(self) -> list[int]:
         """For each parameter, the segment that it is summed in: 0, 1, ..., in order."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: the rule sums, so override segments()")
 
     def segment_totals(self, device: torch.device) -> list[torch.Tensor] | None:
         """Where the sums of every segment are kept, float64 ``[sums]``; None: in the plan."""

@@ -206,7 +206,7 @@ class Launch:
 
     def _bytes_of(self, work: Pass) -> int:
         """Bytes one pass reads and writes for an element."""
-        does, states = work.facts, self.state_sizes
+        does, states = work.facts, self.state_sizes[: work.facts.STATES]
         source = torch.float32 if self.master else self.param_dtype
         size = does.READS_GRAD * self.grad_dtype.itemsize
         size += sum(states) + sum(states[: len(states) - does.READ_ONLY])
