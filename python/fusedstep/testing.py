@@ -7,6 +7,7 @@ step and a skipped one, gradients with zeros, subnormals, huge values, inf and N
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -213,8 +214,10 @@ class Scenario:
         # A NaN in a norm reaches every parameter, and nothing could be compared after it.
         spreads = facts(self.case.cls.rule, 0).SUMS or "max_grad_norm" in dict(self.case.options)
         special = t == (STEPS - 1 if spreads else 2)
+        largest = math.inf if special else torch.finfo(self.mode.grad).max
         for i, (p, layout) in enumerate(zip(self.params, self.gradient_layouts, strict=True)):
             g = gradient(p.shape, self.generator, special and i % 2 == 0).to(self.device)
+            g = g.clamp(-largest, largest)
             p.grad = None if t == 1 and i % 3 == 1 else _like(layout, g, self.mode.grad)
         if t == 3:
             self.optimizer.param_groups[0]["lr"] = 0.02
