@@ -231,7 +231,7 @@ def test_options_from_a_configuration_are_as_if_written_out(cls):
     params, late = model(), model(seed=1)
     optimizer = cls(params, **configured)
     optimizer.add_param_group({"params": late, **configured})
-    assert written or "betas" not in defaults
+    assert written or not any(name.startswith("beta") for name in defaults)
     assert all(written.items() <= group.items() for group in optimizer.param_groups)
     train(optimizer, params + late, 1)
     saved = optimizer.state_dict()
