@@ -175,10 +175,10 @@ def contender(name: str, algorithm: str, mode: testing.Mode) -> Contender | None
 
     def build(groups: Groups) -> torch.optim.Optimizer:
         p = groups[0]["params"][0]
-        more = dict(entry.on_gpu) if p.is_cuda else {}
+        own = options | (entry.on_gpu if p.is_cuda else {})
         if peer.compiled:  # a number would be compiled in, and again when a schedule changes it
-            more["lr"] = torch.tensor(options["lr"], device=p.device)
-        optimizer = _load(peer, entry.place)(groups, **(options | more))
+            own["lr"] = torch.tensor(own["lr"], device=p.device)
+        optimizer = _load(peer, entry.place)(groups, **own)
         for attribute, value in entry.attributes.items():
             setattr(optimizer, attribute, value)
         if peer.compiled:
