@@ -214,6 +214,7 @@ class Scenario:
         # A NaN in a norm reaches every parameter, and nothing could be compared after it.
         spreads = facts(self.case.cls.rule, 0).SUMS or "max_grad_norm" in dict(self.case.options)
         special = t == (STEPS - 1 if spreads else 2)
+        # for the same reason only special gradients overflow their dtype
         largest = math.inf if special else torch.finfo(self.mode.grad).max
         for i, (p, layout) in enumerate(zip(self.params, self.gradient_layouts, strict=True)):
             g = gradient(p.shape, self.generator, special and i % 2 == 0).to(self.device)
