@@ -98,10 +98,13 @@ def apply(launch, work) -> None:
             sums.partial, sums.partial.shape[1], launch.slot, work.segment, sums.segment_begin,
             sums.segment_chunks, sums.segment_sums, sums.segment_result, sums.arrived,
         )  # fmt: skip
+    # Kernels are compiled for whether there is a scale: not those that have no use for it, or a
+    # CUDA graph that captures the first use of one would have to load it.
+    grad_scale = launch.grad_scale if work.facts.READS_GRAD else None
     with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
         multi_tensor_apply[grid](
             launch.address, launch.grad, launch.numel, launch.row, launch.chunk, launch.hyper,
-            launch.source, launch.grad_scale, launch.skip_flag(work),
+            launch.source, grad_scale, launch.skip_flag(work),
             launch.grad_norm_sq(work), launch.ticket,
             *tables, launch.numel.numel(), len(launch.chunk), **compiled_for,
         )  # fmt: skip

@@ -5,7 +5,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from fusedstep.backends import BACKENDS
 
+from tests.conftest import device_of
 from tests.training import (
     assert_same,
     every_class,
@@ -207,3 +209,22 @@ def test_one_flattened_parameter_leaves_unscaling_to_the_scaler():
     assert fusedstep.AdamW(params)._step_supports_amp_scaling
     params[1]._fsdp_flattened = True  # as FullyShardedDataParallel's are
     assert not fusedstep.AdamW(params)._step_supports_amp_scaling
+
+
+def test_triton_compiles_for_a_scale_only_what_reads_gradients(monkeypatch):
+    """Else a CUDA graph that captures another pass with its first scaler would have to load it."""
+    if reason := BACKENDS["triton"].why_not(torch.device(device_of("triton"))):
+        pytest.skip(reason)
+    given = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *tables, **of: given.append((of["READS_GRAD"], tables[7] is not None))
+
+    monkeypatch.setattr(BACKENDS["triton"].engine, "multi_tensor_apply", Kernel())
+    params = model(device=device_of("triton"))
+    optimizer = fusedstep.LAMB(params, backend="triton")
+    give_gradients(params)
+    optimizer.grad_scale = torch.tensor(8.0)
+    optimizer.step()
+    assert given == [(True, True), (True, True), (False, False)]
