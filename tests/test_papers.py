@@ -111,7 +111,7 @@ def test_an_experiment_from_tasks_to_page(tiny, tmp_path, capsys):
         and found[0]["versions"]["torch"] == torch.__version__
     )
     text = out.with_suffix(".md").read_text()
-    assert "| 1 | Tiny | None | holds partly | 1 of 2 |" in text
+    assert "| 1 | Tiny | None | 5 | holds partly | 1 of 2 |" in text
     assert "* yes: there are three\n* **no**: there are four\n" in text
     assert "![Tiny](rows/tiny.png)" in text and (tmp_path / "rows" / "tiny.png").exists()
     assert "1 tiny: holds partly" in capsys.readouterr().out

@@ -28,8 +28,8 @@ EXPERIMENTS = Table(
     words=True,
 )  # fmt: skip
 LEFT_OUT = """\
-Options of the authors' code that these classes do not have. AvaGrad's has none; AdaMomentum's
-was not read."""
+Options of the authors' code that these classes do not have. AvaGrad's has none. AdaMomentum's
+code is that of AdaM3, the name under which it was published later."""
 OPTIONS = Table(
     ["left out", "of", "what it is"],
     [
@@ -37,8 +37,12 @@ OPTIONS = Table(
         ["`moment_warmup`", "MaxVA", "first steps that move only the moments"],
         ["`share_beta`", "MaxVA", "the step is along `w u`, the weighted sum of the same betas"],
         ["`lamb`", "MaxVA", "LAMB's ratio of norms, on MAdam's update; `LAMB` has it on Adam's"],
-        ["`weight_decay` in the file for fairseq", "LaProp",
-         "is multiplied by `lr`, and applied before the step"],
+        ["the file for fairseq", "LaProp",
+         "decay is multiplied by `lr`, and applied before the step; `eps` is added before the "
+         "correction by bc2"],
+        ["`rectify`", "AdaMomentum",
+         "RAdam's factor on each step, and at first steps along the momentum alone; on by default"],
+        ["`fixed_decay`", "AdaMomentum", "decay is not multiplied by `lr`"],
         ["`MirrorMADGRAD`", "MADGRAD",
          "a class of its own: steps from the last point, not the first, and squares that fade"],
     ],

@@ -45,8 +45,16 @@ def overview(experiments: list[ModuleType], rows: Rows) -> Table:
         claims = one.claims(found) if found else []
         held = f"{sum(claim.holds for claim in claims)} of {len(claims)}" if found else ""
         said = verdict(claims) if found else "not run yet"
-        lines.append([str(one.NUMBER), one.TITLE, one.PAPER, said, held])
-    return Table(["", "experiment", "paper", "verdict", "claims that hold"], lines, words=True)
+        lines.append([str(one.NUMBER), one.TITLE, one.PAPER, runs(found or []), said, held])
+    header = ["", "experiment", "paper", "runs of each", "verdict", "claims that hold"]
+    return Table(header, lines, words=True)
+
+
+def runs(rows: list) -> str:
+    """How many differ in nothing but what is drawn: "2, 5" where parts of an experiment differ."""
+    seeds = {row["task"]["seed"] for row in rows if "seed" in row["task"]}
+    counts = {row["task"].get("runs", len(seeds) or 1) for row in rows}
+    return ", ".join(map(str, sorted(counts)))
 
 
 def section(experiment: ModuleType, rows: list, pictures: str, larger: list) -> str:

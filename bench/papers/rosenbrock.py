@@ -24,11 +24,13 @@ Assumed: uniform in [-noise, noise]; a run has converged at the step from which 
 Numbers are the steps to converge, the median over runs; a run that does not converge counts as
 infinite, and a dash is where half of them do not."""
 WHY = """\
-LaProp keeps its promise that beta1 and nu may be chosen freely. With noise, a small nu is even
-best for it: each quotient is then near the sign of a gradient, so a large one counts no more
-than others. Adam with small nu divides the momentum of large gradients by the second moment of a
-small one, and jumps. With smaller rates and more steps Adam and AMSGrad may arrive at 0.12, too:
-that no other optimizer does is true only of this budget of steps and these rates."""
+With little noise LaProp keeps its promise that beta1 and nu may be chosen freely. At noise 0.08
+it needs a nu below 0.99, at 0.14 one below 0.9; with 0.999, its default, it arrives where Adam
+does, and as fast. A small nu is best for it: each quotient is then near the sign of a gradient,
+so a large one counts no more than others. Adam with small nu divides the momentum of large
+gradients by the second moment of a small one, and jumps. With smaller rates and more steps Adam
+and AMSGrad may arrive at 0.12, too: that no other optimizer does is true only of this budget of
+steps and these rates."""
 SEEDS = 20
 SIZE = (10, 3.4)
 RATES = [0.003, 0.01, 0.03]
@@ -101,11 +103,12 @@ def claims(rows: list[Row]) -> list[Claim]:
         said.append(
             Claim(f"LaProp arrives with more pairs of rate and nu than {name}", ours > theirs)
         )
+    quiet, *_ = task["noises"]
     loud = [noise for noise in task["noises"] if noise >= 0.12]
-    small = {name: sum(nu <= 0.5 for nu in count[name][task["noises"][0]]) for name in OPTIMIZERS}
+    small = {name: sum(nu <= 0.5 for nu in count[name][quiet]) for name in OPTIMIZERS}
     said.append(
         Claim(
-            f"at noise {task['noises'][0]} and nu <= 0.5 LaProp arrives more often than Adam",
+            f"at noise {quiet} and nu <= 0.5 LaProp arrives more often than Adam",
             small["LaProp"] > small["Adam"],
             asserted=True,
         )
@@ -116,10 +119,13 @@ def claims(rows: list[Row]) -> list[Claim]:
             Claim("at noise 0.12 or 0.14 LaProp arrives", arrived["LaProp"]),
             Claim("there no other does", not arrived["Adam"] and not arrived["AMSGrad"]),
         ]
-        every = all(
-            any(("LaProp", rate, 0.04, nu) in found for rate in task["rates"]) for nu in task["nus"]
-        )
-        said.append(Claim("at noise 0.04 LaProp arrives with every nu, at some rate", every))
+        noises = {f"at noise {quiet}": [quiet], "and at every noise": task["noises"]}
+        for text, of_these in noises.items():
+            every = all(
+                any(("LaProp", rate, noise, nu) in found for rate in task["rates"])
+                for noise, nu in product(of_these, task["nus"])
+            )
+            said.append(Claim(f"{text} LaProp arrives with every nu, at some rate", every))
     return said
 
 

@@ -36,7 +36,8 @@ class LAMB(FusedOptimizer):
     44 bytes per float32 parameter and step, 40 without clipping.
 
     Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes"
-    (2020), Algorithm 2, with phi the identity.
+    (2020), Algorithm 2, with phi the identity. Departures, as in NVIDIA's ``FusedLAMB``: gradients
+    are clipped, and the ratio is 1 where wd = 0.
     """
 
     rule = "lamb"

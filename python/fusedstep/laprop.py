@@ -57,8 +57,8 @@ class LaProp(FusedOptimizer):
 
     Source: Ziyin, Wang, Ueda, "LaProp: Separating Momentum and Adaptivity in Adam" (2020),
     Algorithms 1 to 4. Departures: centered stores mean and variance, which cannot become negative;
-    no decay at lr = 0, because torch takes such a step to create the states that it loads a
-    distributed checkpoint into.
+    no decay at lr = 0, and in the released form no step, because torch takes such a step to create
+    the states that it loads a distributed checkpoint into.
     """
 
     rule = "laprop"
