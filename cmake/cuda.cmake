@@ -34,7 +34,7 @@ foreach(architecture IN LISTS architectures)
   if(architecture MATCHES "^([0-9]+)[af]?(-real|-virtual)?$" AND CMAKE_MATCH_1 IN_LIST known)
     set(fits TRUE)
   endif()
-  if(known AND NOT fits AND NOT architecture MATCHES "^(native|all|all-major)$")
+  if(known AND NOT fits AND NOT architecture STREQUAL "native")
     message(FATAL_ERROR "FUSEDSTEP_CUDA_ARCHS has ${architecture}, which ${CMAKE_CUDA_COMPILER} or "
                         "these kernels do not serve; choose among ${known}, such as 80;90.")
   endif()

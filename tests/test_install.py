@@ -65,7 +65,7 @@ def test_with_an_unusable_nvcc_the_cpu_kernels_are_built(tmp_path, broken_nvcc):
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
-@pytest.mark.parametrize("word", ["9.0", "80,90", "hopper", "35"])
+@pytest.mark.parametrize("word", ["9.0", "80,90", "hopper", "35", "all"])
 def test_architectures_that_are_none_are_told(tmp_path, word):
     status, told = configure(tmp_path / "build", "ON", False, architectures=f"80;{word}")
     assert status != 0

@@ -112,7 +112,8 @@ def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
 
 
 def capture(optimizer: FusedOptimizer, plan: Plan, *read: Any) -> None:
-    """Capture a step's tables, and keep what its replays read as long as the optimizer lives."""
+    """Capture a step's tables, and keep what its replays read, all but gradients, as long as the
+    optimizer lives."""
     tables = [launch.step_table.capture() for launch in plan.launches]
     optimizer._captured.append((plan, tables, contents(optimizer.state), *read))
     optimizer._in_graph = True
