@@ -87,14 +87,14 @@ class Gatherer {
       fixed_.emplace_back(tensor.ptr(), data(view(tensor.ptr())));
   }
 
-  // Writes the addresses of the gradients into the launches' tables, 0 for None. Returns whether
-  // there is any, and the gradients, to be kept alive while addresses are in use; or None where
+  // Writes the addresses of the gradients into the launches' tables, 0 for None. Returns how many
+  // there are, and the gradients, to be kept alive while addresses are in use; or None where
   // something is not as planned: a parameter moved or resized, a gradient of another dtype or
   // layout, memory that is not there.
   pybind11::object gather() const {
     for (const auto& [tensor, address] : fixed_)
       if (data(view(tensor)) != address) return pybind11::none();
-    bool any = false;
+    std::size_t present = 0;
     pybind11::list grads(planned_.size());
     for (std::size_t i = 0; i < planned_.size(); ++i) {
       const Planned& planned = planned_[i];
@@ -102,10 +102,10 @@ class Gatherer {
       std::uint64_t address = 0;
       if (!fits(planned, grad.ptr(), address)) return pybind11::none();
       if (planned.place != nullptr) *planned.place = address;
-      any = any || address != 0;
+      present += address != 0;
       PyList_SET_ITEM(grads.ptr(), Py_ssize_t(i), grad.release().ptr());
     }
-    return pybind11::make_tuple(any, std::move(grads));
+    return pybind11::make_tuple(present, std::move(grads));
   }
 
  private:

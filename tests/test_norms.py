@@ -11,7 +11,7 @@ from torch.distributed.tensor import Shard
 
 from tests.distributed import distribute, give_parts, spawn, train_both, with_gradients
 from tests.test_sums import parameters
-from tests.training import assert_same, model, on_every_backend, stored, train
+from tests.training import assert_same, model, on_every_backend, root, stored, train
 
 
 def test_a_limit_of_one_group_alone_is_obeyed():
@@ -62,7 +62,7 @@ def test_the_square_of_a_float64_is_rounded_before_it_is_added(backend, device):
     p.grad[0], p.grad[1024] = 1.0, 1.3
     optimizer = fusedstep.AdamW([p], max_grad_norm=1.0, backend=backend)
     optimizer.step()
-    assert float(optimizer.last_grad_norm) == math.sqrt(1.0 + 1.3 * 1.3)
+    assert optimizer.last_grad_norm == root(1.0 + 1.3 * 1.3)
 
 
 def test_terms_1024_chunks_apart_are_added_before_all_others(backend, device):
@@ -112,7 +112,7 @@ def test_a_survey_compares_no_tensors(monkeypatch):
         optimizer.step()
         optimizer.param_groups[0]["eps"] = eps
     optimizer.step()
-    assert len(optimizer._plan.rounds(optimizer)) == 2, "without a survey"
+    assert len(optimizer._plan.rounds(optimizer)) == 1, "without a survey"
 
 
 def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():

@@ -60,6 +60,11 @@ def imaginary_part(values, device="cpu"):
     return torch.complex(torch.zeros_like(values), values).conj().imag
 
 
+def root(value):
+    """As torch takes it, which on some processors is not the nearest float64."""
+    return torch.tensor(value, dtype=torch.float64).sqrt()
+
+
 def train(optimizer, params, steps, seed=0):
     for t in range(steps):
         give_gradients(params, seed + t)

@@ -137,9 +137,7 @@ def kept_sums(where: str, name: str, value) -> None:
 
 
 def amp_tensor(name: str, value) -> None:
-    """Require None or one number in a tensor, as ``torch.amp.GradScaler`` sets it."""
-    if value is None:
-        return
+    """Require one number in a tensor, as ``torch.amp.GradScaler`` sets it."""
     one = isinstance(value, torch.Tensor) and value.numel() == 1
     if not one or shards.is_dtensor(value):
         raise TypeError(

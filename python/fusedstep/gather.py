@@ -69,9 +69,9 @@ class Gatherer:
                     places[i] = place
             self._native = _native_gatherer(self._params, codes, places, fixed)
 
-    def gather(self, optimizer: FusedOptimizer, captured: bool = False) -> tuple[bool, list] | None:
-        """Enter this step's gradients into the launches' tables; return whether there is any, and
-        the gradients, to be kept while the tables have their addresses; or None where the plan no
+    def gather(self, optimizer: FusedOptimizer, captured: bool = False) -> tuple[int, list] | None:
+        """Enter this step's gradients into the launches' tables; return how many there are, and the
+        gradients, to be kept while the tables have their addresses; or None where the plan no
         longer fits."""
         if (
             self._lost  # checked first: a tensor that is gone must not be looked for
@@ -94,7 +94,7 @@ class Gatherer:
         return self._gather_each()
 
     @torch.no_grad()
-    def _gather_each(self) -> tuple[bool, list] | None:
+    def _gather_each(self) -> tuple[int, list] | None:
         """The same, tensor by tensor, and gradients may have another layout."""
         try:
             if self._basis_now() != self._basis:
@@ -109,7 +109,7 @@ class Gatherer:
             return None
         for launch in self._launches:
             launch.set_gradients(grads)
-        return any(g is not None for g in grads), grads
+        return sum(g is not None for g in grads), grads
 
     def _basis_now(self) -> list[Any]:
         """What the tables depend on, of every parameter that is in one, and of their states."""

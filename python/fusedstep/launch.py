@@ -248,10 +248,10 @@ class Launch:
 
     def take_amp(self, grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
         """Take a step's scale and skip flag as kernels read them."""
-        self.grad_scale, self.found_inf = (
+        self.grad_scale, self.found_inf = [
             None if t is None else t.to(self.device, torch.float32).resolve_neg()
             for t in (grad_scale, found_inf)
-        )
+        ]
         if self.norm_sums is not None:
             self.found_inf = self.norm_sums.take_found_inf(self.found_inf)
 
@@ -268,8 +268,6 @@ class Launch:
 
     def with_gradient(self, of_each: list) -> list:
         """Of a list with one item for each tensor, those of tensors that have a gradient now."""
-        if self._host_grad.all():
-            return of_each
         return list(compress(of_each, self._host_grad.tolist()))
 
 

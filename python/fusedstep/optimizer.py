@@ -30,7 +30,8 @@ class FusedOptimizer(KeepsState):
         max_grad_norm: clip gradients, within the step and without writing them, by one norm over
             all groups of the optimizer: ``g *= min(1, max_grad_norm / (norm + 1e-6))``, the formula
             of ``torch.nn.utils.clip_grad_norm_``. None (default): no clipping; inf: only measure.
-        form: ``"paper"`` (default), the paper's algorithm, or ``"released"``, its authors' code.
+        form: ``"paper"`` (default), the paper's algorithm, or ``"released"``, its authors' code,
+            where that was published and differs.
         backend: ``"auto"`` (default: cuda, else triton, on GPUs; cpu on CPUs), ``"cuda"``,
             ``"triton"``, ``"cpu"``, ``"reference"``, or one that was registered. Those five never
             change a result.
@@ -140,15 +141,19 @@ class FusedOptimizer(KeepsState):
             if not capturing and plan.write_counts.edited():
                 self._warn_of_edits()
             self._plan = None  # a step that fails may leave sums half done: plan anew then
-            self._run(plan, rows, grads, capturing)
+            self._run(plan, rows, grads, present, capturing)
         self._plan = plan.for_later()
         return loss
 
-    def _run(self, plan: Plan, rows: list[tuple], grads: list, capturing: bool) -> None:
+    def _run(
+        self, plan: Plan, rows: list[tuple], grads: list, present: int, capturing: bool
+    ) -> None:
         # torch.amp.GradScaler sets these for the time of a step and deletes them afterwards.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        checks.amp_tensor("grad_scale", grad_scale)
-        checks.amp_tensor("found_inf", found_inf)
+        if grad_scale is not None:
+            checks.amp_tensor("grad_scale", grad_scale)
+        if found_inf is not None:
+            checks.amp_tensor("found_inf", found_inf)
         try:
             for launch in plan.launches:
                 launch.set_rows(rows)
@@ -167,9 +172,9 @@ class FusedOptimizer(KeepsState):
                 launch.grads = []  # or they would outlive zero_grad
         for touched in plan.touched.values():
             touched.put_back()
-        if (norm_sq := plan.grad_norm_sq()) is not None:
-            self._norm_sq = norm_sq
-        plan.write_counts.count_step()
+        if plan.grad_norm_sq is not None:
+            self._norm_sq = plan.grad_norm_sq
+        plan.write_counts.count_step(present)
 
     def _checked_rows(self) -> list[tuple]:
         """Every group's hyper-parameters: checked, and in a new list, if an option changed."""

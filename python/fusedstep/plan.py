@@ -60,8 +60,11 @@ class Plan:
         self.write_counts = WriteCounts(launches, served, surveyed)
         # Native code would refuse a sparse gradient, in each step.
         takes_tensors = any(backend.takes_tensors for backend in backends.values())
-        self._by_address = not touched and not takes_tensors
-        self.gatherer = Gatherer(optimizer, launches, touched, displaced, self._by_address)
+        by_address = not touched and not takes_tensors
+        self.gatherer = Gatherer(optimizer, launches, touched, displaced, by_address)
+        self._to_let_go = launches if by_address else []  # after the first step
+        norm = launches[0].norm_sums if launches else None
+        self.grad_norm_sq = None if norm is None else norm.total  #: float64 [1]; None: not taken
 
         def round_of(passes: Iterable[Pass | None]) -> Round:
             pairs = zip(launches, passes, strict=True)
@@ -71,7 +74,8 @@ class Plan:
 
         self._survey = round_of(launch.survey for launch in launches)
         passes = zip(*(launch.passes for launch in launches), strict=True)
-        self._rounds = [round_of(launch.norm for launch in launches), *map(round_of, passes)]
+        rounds = [round_of(launch.norm for launch in launches), *map(round_of, passes)]
+        self._rounds = [each for each in rounds if each.works]
 
     def rounds(self, optimizer: FusedOptimizer, capturing: bool = False) -> list[Round]:
         """What the next step runs, in order: with a survey first where its sums are not of what
@@ -88,19 +92,15 @@ class Plan:
     def for_later(self) -> Plan | None:
         """This plan, if more steps can have it. From now on it keeps no state alive, as it does in
         its first step: another thread that takes its own may put other states in their place."""
-        if self._by_address:
-            for launch in self.launches:
+        if self._to_let_go:
+            for launch in self._to_let_go:
                 launch.let_go()
+            self._to_let_go = []
         return None if self.touched else self
 
     def backends_in_use(self) -> dict[str, str]:
         """The names of backends, by device."""
         return {str(device): backend.name for device, backend in self._backends.items()}
-
-    def grad_norm_sq(self) -> torch.Tensor | None:
-        """Where the squared norm of the gradients is, float64 ``[1]``; None without clipping."""
-        norm = self.launches[0].norm_sums
-        return None if norm is None else norm.total
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import shards
@@ -22,7 +23,8 @@ class WriteCounts:
 
     def __init__(self, launches: list, served: list[list[torch.Tensor]], surveyed: Iterable):
         self._launches, self._served = launches, served
-        self._distributed = any(shards.is_dtensor(p) for params in served for p in params)
+        self._all = [p for params in served for p in params]
+        self._distributed = any(map(shards.is_dtensor, self._all))
         self._surveyed = [weakref.ref(t) for t in surveyed]
         # Who writes into one parameter usually writes into all; to look at all would take long.
         ends = [
@@ -40,6 +42,8 @@ class WriteCounts:
 
     def edited(self) -> bool:
         """Whether others than steps wrote into parameters that have masters and will move."""
+        if not self._known:
+            return False
         known = self._known.items()
         return any(p.grad is not None and self._versions(p) != before for p, before in known)
 
@@ -58,17 +62,23 @@ class WriteCounts:
         if not is_in_torch_dispatch_mode():
             return
         with torch.no_grad():  # no decorator, which takes 2 us in every step
-            for launch, params in zip(self._launches, self._served, strict=True):
-                for p in launch.with_gradient(params):
-                    if not p.is_inference():
-                        p.copy_(p)  # moves nothing
+            for p in self._stepping():
+                if not p.is_inference():
+                    p.copy_(p)  # moves nothing
 
-    def count_step(self) -> None:
-        """Count a change of every parameter with a gradient: kernels do not do so by themselves. A
-        backward pass through what was computed from it before is then an error, and not wrong."""
-        for launch, params in zip(self._launches, self._served, strict=True):
-            count_changes(self._with_parts(launch.with_gradient(params)))
-        self.take_edits(of_all=False)
+    def count_step(self, gradients: int) -> None:
+        """Count a change of every parameter that has one of so many gradients: kernels do not do so
+        by themselves. A backward pass through what was computed from it before is then an error,
+        and not wrong."""
+        stepping = self._all if gradients == len(self._all) else self._stepping()
+        count_changes(self._with_parts(stepping))
+        if self._known:
+            self.take_edits(of_all=False)
+
+    def _stepping(self) -> list[torch.Tensor]:
+        """The parameters with a gradient."""
+        pairs = zip(self._launches, self._served, strict=True)
+        return [p for launch, params in pairs for p in launch.with_gradient(params)]
 
     def _with_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Tensors, and of those that are distributed also what this process holds: operations write
@@ -82,7 +92,7 @@ class WriteCounts:
 def count_changes(tensors: list[torch.Tensor]) -> None:
     """Raise the tensors' versions, as torch's operations do that write into them."""
     try:
-        torch.autograd.graph.increment_version(tensors)
+        increment_version(tensors)
     except (RuntimeError, TypeError):  # older torch takes one at a time
         for t in tensors:
-            torch.autograd.graph.increment_version(t)
+            increment_version(t)
