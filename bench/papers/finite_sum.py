@@ -6,7 +6,7 @@ import fusedstep
 import torch
 
 from .experiment import Claim, Row, Table, Task, number
-from .plotting import colour
+from .plotting import between
 from .runs import OURS, Runs, marks
 
 NUMBER = 1
@@ -158,9 +158,7 @@ def draw(rows: list[Row], figure) -> None:
     for place, what in enumerate(("objective", *SUMS)):
         axis = figure.add_subplot(1, 3, place + 1)
         for name, key in LARGEST.items():
-            middle, low, high = of[(name, *key)][what]
-            axis.plot(at, middle, label=f"{name}, lr {key[0]:g}", color=colour(name))
-            axis.fill_between(at, low, high, color=colour(name), alpha=0.2, linewidth=0)
+            between(axis, at, *of[(name, *key)][what], label=f"{name}, lr {key[0]:g}")
         axis.set(xscale="log", yscale="log", xlabel="step", title=what)
         axis.set_ylim({"objective": 1e-16, "S1": 0.1, "S2": 0.1}[what], None)
     axis.legend()

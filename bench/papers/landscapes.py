@@ -111,9 +111,10 @@ def run(task: Task) -> dict:
     generator = torch.Generator().manual_seed(0)
     goal = torch.tensor(optimum, dtype=torch.float64)[:, None]
     starts = torch.rand(2, task["runs"], generator=generator, dtype=torch.float64) * 2 - 1
-    runs = Runs((goal + width * starts).expand(len(RATES), -1, -1))
-    optimizer = build(task["optimizer"], runs.groups(*({"lr": rate} for rate in RATES)))
-    reached, outside = (torch.full((len(RATES), task["runs"]), c) for c in (torch.inf, 0.0))
+    rates = task["rates"]
+    runs = Runs((goal + width * starts).expand(len(rates), -1, -1))
+    optimizer = build(task["optimizer"], runs.groups(*({"lr": rate} for rate in rates)))
+    reached, outside = (torch.full((len(rates), task["runs"]), c) for c in (torch.inf, 0.0))
     paths = []
     for step in range(1, task["steps"] + 1):
         if step <= 1000 and step % 10 == 1:
@@ -131,7 +132,7 @@ def run(task: Task) -> dict:
 
 def least(row: Row, what: str) -> tuple[float, float]:
     """The fewest steps of all rates, and the rate; infinite where no rate suffices."""
-    found = [(or_inf(steps), rate) for steps, rate in zip(row["result"][what], RATES)]
+    found = [(or_inf(n), rate) for n, rate in zip(row["result"][what], row["task"]["rates"])]
     return min(found)
 
 

@@ -31,10 +31,17 @@ def band(axis: Axes, x: list, middle: list, spread: list, label: str, color: str
     """A line, and how far it may be off; the label begins with the algorithm's name."""
     known = [(a, b, c or 0.0) for a, b, c in zip(x, middle, spread) if b is not None]
     x, middle, spread = zip(*known) if known else ((), (), ())
-    color = color or colour(label.partition(",")[0])
-    axis.plot(x, middle, label=label, color=color, linewidth=1.2)
     low = [b - c for b, c in zip(middle, spread)]
     high = [b + c for b, c in zip(middle, spread)]
+    between(axis, x, middle, low, high, label, color)
+
+
+def between(
+    axis: Axes, x: list, middle: list, low: list, high: list, label: str, color: str = ""
+) -> None:
+    """A line within two others; the label begins with the algorithm's name."""
+    color = color or colour(label.partition(",")[0])
+    axis.plot(x, middle, label=label, color=color, linewidth=1.2)
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
