@@ -92,10 +92,9 @@ class Plan:
     def for_later(self) -> Plan | None:
         """This plan, if more steps can have it. From now on it keeps no state alive, as it does in
         its first step: another thread that takes its own may put other states in their place."""
-        if self._to_let_go:
-            for launch in self._to_let_go:
-                launch.let_go()
-            self._to_let_go = []
+        for launch in self._to_let_go:
+            launch.let_go()
+        self._to_let_go = []
         return None if self.touched else self
 
     def backends_in_use(self) -> dict[str, str]:
