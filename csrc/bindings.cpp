@@ -140,7 +140,7 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
                     const py::list&>())
       .def("gather", &Gatherer::gather);
   py::class_<Watch>(m, "Watch", py::module_local())
-      .def(py::init<const py::object&, const py::object&, const py::list&>())
+      .def(py::init<const py::object&, const py::tuple&, const py::list&>())
       .def("holds", &Watch::holds);
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_kernel", &cpu_kernel, py::return_value_policy::reference);

@@ -11,11 +11,11 @@ namespace fusedstep {
 // The very keys and values that a tree of dicts and lists holds, in their order.
 class Watch {
  public:
-  // without: a key of dicts that is left out with its value, or None. found: an empty list that is
-  // given what the tree holds, every dict and list followed by what it holds itself. Whoever makes
-  // a Watch keeps that alive, where Python's garbage collector sees it, or asks no more once some
-  // of it is gone. Dicts and lists may go, as they are looked into.
-  Watch(const pybind11::object& tree, const pybind11::object& without, const pybind11::list& found)
+  // without: keys of dicts that are left out with their values. found: an empty list that is given
+  // what the tree holds, every dict and list followed by what it holds itself. Whoever makes a
+  // Watch keeps that alive, where Python's garbage collector sees it, or asks no more once some of
+  // it is gone. Dicts and lists may go, as they are looked into.
+  Watch(const pybind11::object& tree, const pybind11::tuple& without, const pybind11::list& found)
       : without_(without) {
     if (!walk(tree.ptr(), found.ptr())) throw pybind11::error_already_set();
   }
@@ -62,12 +62,13 @@ class Watch {
   }
 
   bool left_out(PyObject* key) const {
-    if (without_.is_none()) return false;
-    return key == without_.ptr() ||
-           (PyUnicode_Check(key) && PyUnicode_Compare(key, without_.ptr()) == 0);
+    for (const auto& name : without_)
+      if (key == name.ptr() || (PyUnicode_Check(key) && PyUnicode_Compare(key, name.ptr()) == 0))
+        return true;
+    return false;
   }
 
-  pybind11::object without_;
+  pybind11::tuple without_;
   Found found_;
 };
 

@@ -131,12 +131,16 @@ def test_a_group_cannot_choose_for_itself_what_the_optimizer_chooses():
         ("form", "nonsense", "form is 'nonsense'"),
     ],
 )
-def test_an_option_that_turns_bad_is_refused_before_the_step(name, bad, told):
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_an_option_that_turns_bad_is_refused_before_the_step(name, bad, told, scheduled):
     params = model()
     optimizer = fusedstep.LaProp(params)
-    train(optimizer, params, 1)
+    (group,) = optimizer.param_groups
+    for lr in (0.5, 0.25):
+        group["lr"] = lr
+        train(optimizer, params, 1)
     want = stored(optimizer, params)
-    optimizer.param_groups[0][name] = bad
+    group.update({"lr": 0.125 if scheduled else lr, name: bad})
     with pytest.raises(ValueError, match=told):
         optimizer.step()
     assert_same(stored(optimizer, params), want)

@@ -50,7 +50,7 @@ def test_a_watch_sees_what_changes_at_any_depth(change, either_watch):
         {"".join("params"): [object(), object()], "lr": 0.5, "betas": Pair([0.5, 0.25])},  # loaded
         {"lr": 0.5, "betas": (0.5, 0.25), 7: "seven", "weight_decay": 0.25},
     ]
-    seen = watch.Watch(tree, without="params")
+    seen = watch.Watch(tree, without=("params",))
     tree[0]["params"] = tree[1]["params"] = []
     assert seen.holds(tree), "what is left out may change"
     assert seen.holds([dict(group) for group in tree]) is False

@@ -86,7 +86,7 @@ class Algorithm(torch.optim.Optimizer):
         return "sparse gradients are not supported"
 
     def check_group(self, where: str, group: dict[str, Any]) -> None:
-        """Raise on a hyper-parameter outside its range."""
+        """Raise on a hyper-parameter outside its range. Not asked where only ``lr`` has changed."""
         options.check_common(where, group, self.defaults)
 
     def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:

@@ -84,6 +84,7 @@ class FusedOptimizer(KeepsState):
         """Drop what was derived from groups and states: they are new, loaded or assigned."""
         self._plan: Plan | None = None
         self._options: Watch | None = None  # of groups whose hyper-parameters have passed
+        self._constant: Watch | None = None  # the same without lr, which a schedule replaces
         self._rows: list[tuple] = []  # those hyper-parameters
         self._kernels: list[tuple] = []  # by group, what its kernel depends on
 
@@ -181,16 +182,21 @@ class FusedOptimizer(KeepsState):
         if self._options is not None and self._options.holds(self.param_groups):
             return self._rows
         groups = self.param_groups
-        require(type(self).__name__, 'its "param_groups"', groups, list)
-        for i, group in enumerate(groups):
-            require(self.where(i), "it", group, dict)
-            self.check_group(self.where(i), group)
-        rows = [(g["maximize"], options.clip_at(g), *self._hyper_values(g)) for g in groups]
-        kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in groups]
-        if kernels != self._kernels:
-            self._plan = None
-        self._kernels, self._rows, self._options = kernels, rows, Watch(groups, without="params")
-        return rows
+        if self._constant is not None and self._constant.holds(groups):
+            for i, group in enumerate(groups):
+                options.check_rate(self.where(i), group)
+        else:
+            require(type(self).__name__, 'its "param_groups"', groups, list)
+            for i, group in enumerate(groups):
+                require(self.where(i), "it", group, dict)
+                self.check_group(self.where(i), group)
+            kernels = [(self.variant(g), g["max_grad_norm"] is None) for g in groups]
+            if kernels != self._kernels:
+                self._plan = None
+            self._kernels, self._constant = kernels, Watch(groups, without=("params", "lr"))
+        self._rows = [(g["maximize"], options.clip_at(g), *self._hyper_values(g)) for g in groups]
+        self._options = Watch(groups, without=("params",))
+        return self._rows
 
     def bytes_moved(self) -> int:
         """Bytes of parameters, gradients and states that a step in this process reads and writes if

@@ -89,7 +89,7 @@ def check_common(where: str, group: dict[str, Any], names: Iterable[str]) -> Non
     """Raise on a common hyper-parameter of a group that is outside its range. ``names`` are all
     that the optimizer's class has; the class checks the others."""
     checks.max_grad_norm(where, group["max_grad_norm"])
-    checks.hyper_in(where, "lr", rate(group), 0.0)
+    check_rate(where, group)
     checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0)
     if "eps" in names:
         checks.hyper_in(where, "eps", group["eps"], 0.0)
@@ -97,6 +97,11 @@ def check_common(where: str, group: dict[str, Any], names: Iterable[str]) -> Non
         checks.betas(where, group["betas"])
     checks.one_of(where, "form", group["form"], FORMS)
     checks.flags(where, group, *(name for name in FLAGS if name in names))
+
+
+def check_rate(where: str, group: dict[str, Any]) -> None:
+    """Raise on an lr of a group that is below 0 or no number."""
+    checks.hyper_in(where, "lr", rate(group), 0.0)
 
 
 def rate(group: dict[str, Any]) -> Hyper:

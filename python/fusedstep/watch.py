@@ -21,9 +21,9 @@ def require(where: str, what: str, value: Any, kind: type[dict] | type[list]) ->
         )
 
 
-def contents(tree: dict | list, without: str | None = None) -> list[Any]:
+def contents(tree: dict | list, without: tuple[str, ...] = ()) -> list[Any]:
     """Keys and values that a tree of dicts and lists holds, every dict and list followed by what it
-    holds itself; entries of dicts under the key ``without`` are left out."""
+    holds itself; entries of dicts under the keys ``without`` are left out."""
     found = []
     for held in _entries(tree, without) if isinstance(tree, dict) else tree:
         found.append(held)
@@ -32,9 +32,9 @@ def contents(tree: dict | list, without: str | None = None) -> list[Any]:
     return found
 
 
-def _entries(tree: dict, without: str | None) -> Iterator[Any]:
+def _entries(tree: dict, without: tuple[str, ...]) -> Iterator[Any]:
     for key, value in tree.items():
-        if not (isinstance(key, str) and key == without):  # of tensors, == is another tensor
+        if not (isinstance(key, str) and key in without):  # of tensors, == is another tensor
             yield from (key, value)
 
 
@@ -44,7 +44,7 @@ class Watch:
 
     Args:
         tree: what is remembered.
-        without: a key of dicts that is left out with its value.
+        without: keys of dicts that are left out with their values.
         lost: tensors are then held weakly, and the reference to each that dies is put here: another
             object may have taken its identity, so the watch must not be asked any more. Keys of
             ``tree`` are still kept alive (torch swaps no parameter that has weak references). If
@@ -52,7 +52,10 @@ class Watch:
     """
 
     def __init__(
-        self, tree: dict | list, without: str | None = None, lost: list[weakref.ref] | None = None
+        self,
+        tree: dict | list,
+        without: tuple[str, ...] = (),
+        lost: list[weakref.ref] | None = None,
     ):
         self._found: list[Any] = []  # kept alive, or others could take their identity
         self._without = without
