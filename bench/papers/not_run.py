@@ -29,17 +29,21 @@ EXPERIMENTS = Table(
 )  # fmt: skip
 LEFT_OUT = """\
 Options of the authors' code that these classes do not have. AvaGrad's has none. AdaMomentum's
-code is that of AdaM3, the name under which it was published later."""
+code is that of AdaM3, the name under which it was published later. In what they share, the
+released forms have been run beside the authors' classes, in float64: but for rounding they
+agree, except where the algorithms' pages say otherwise."""
 OPTIONS = Table(
     ["left out", "of", "what it is"],
     [
         ["`nesterov`", "MaxVA", "the present gradient enters the average twice"],
-        ["`moment_warmup`", "MaxVA", "first steps that move only the moments"],
+        ["`moment_warmup`", "MaxVA", "first steps that change only the second moment"],
         ["`share_beta`", "MaxVA", "the step is along `w u`, the weighted sum of the same betas"],
         ["`lamb`", "MaxVA", "LAMB's ratio of norms, on MAdam's update; `LAMB` has it on Adam's"],
+        ["the file for fairseq", "MaxVA",
+         "MAdam with `delta` in `1 - beta`: vanishing gradients take the upper beta, not the lower"],
         ["the file for fairseq", "LaProp",
          "decay is multiplied by `lr`, and applied before the step; `eps` is added before the "
-         "correction by bc2"],
+         "correction by bc2, `1 - beta2^t`; with `amsgrad` and `centered`, first steps without a root"],
         ["`rectify`", "AdaMomentum",
          "RAdam's factor on each step, and at first steps along the momentum alone; on by default"],
         ["`fixed_decay`", "AdaMomentum", "decay is not multiplied by `lr`"],

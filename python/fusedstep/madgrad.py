@@ -34,8 +34,8 @@ class MADGRAD(FusedOptimizer):
         momentum: in [0, 1). Cannot change between 0 and above after a step.
         weight_decay: wd; the best value is often far lower than for other optimizers.
         eps: added to the cube root; >= 0.
-        decoupled_weight_decay: subtract ``lr wd p`` after the step instead of adding ``wd p`` to
-            the gradient.
+        decoupled_weight_decay: subtract ``lr wd p`` after the step (released: ``(lr + eps) wd p``)
+            instead of adding ``wd p`` to the gradient.
         form: ``"paper"`` (Algorithm 1) or ``"released"`` (the authors' code).
         maximize, max_grad_norm, backend, master_weights, state_dtype, skip_nonfinite,
             capturable: see :class:`~fusedstep.optimizer.FusedOptimizer`. ``state_dtype`` has no
