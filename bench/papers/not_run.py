@@ -40,10 +40,11 @@ OPTIONS = Table(
         ["`share_beta`", "MaxVA", "the step is along `w u`, the weighted sum of the same betas"],
         ["`lamb`", "MaxVA", "LAMB's ratio of norms, on MAdam's update; `LAMB` has it on Adam's"],
         ["the file for fairseq", "MaxVA",
-         "MAdam with `delta` in `1 - beta`: vanishing gradients take the upper beta, not the lower"],
+         "MAdam with `delta` in `1 - beta`: vanishing gradients take `hi`, not `lo`"],
         ["the file for fairseq", "LaProp",
          "decay is multiplied by `lr`, and applied before the step; `eps` is added before the "
-         "correction by bc2, `1 - beta2^t`; with `amsgrad` and `centered`, first steps without a root"],
+         "correction by bc2, `1 - beta2^t`; with `amsgrad` and `centered`, first steps without a "
+         "root"],
         ["`rectify`", "AdaMomentum",
          "RAdam's factor on each step, and at first steps along the momentum alone; on by default"],
         ["`fixed_decay`", "AdaMomentum", "decay is not multiplied by `lr`"],
