@@ -90,7 +90,7 @@ class Launch:
     """
 
     kind: Kind
-    entries: list[Entry] = field(repr=False)  # which let_go() takes away
+    held: list[Entry] | None = field(repr=False)  # the entries, until let_go()
     hypers: int  # of the rule
     slot_of: np.ndarray  # of every parameter of the optimizer, its first chunk's slot
     passes: list[Pass] = field(default_factory=list)
@@ -190,14 +190,17 @@ class Launch:
 
     def let_go(self) -> None:
         """Forget tensors whose addresses the tables have: a plan must not keep them alive."""
-        vars(self).pop("entries", None)
+        self.held = None
 
-    def __getattr__(self, name: str) -> Any:
-        """Of what is not there. A backend that went over no entries would take no step, unseen."""
-        told = f"{type(self).__name__!r} object has no attribute {name!r}"
-        if name == "entries":
-            told += " after its first step: set takes_tensors = True in the backend's class"
-        raise AttributeError(told)
+    @property
+    def entries(self) -> list[Entry]:
+        """The tensors. A backend that went over none of them would take no step, unseen."""
+        if self.held is None:
+            raise RuntimeError(
+                "a launch has no entries after its first step, for a backend that takes addresses. "
+                "Set takes_tensors = True in the backend's class."
+            )
+        return self.held
 
     def bytes_moved(self) -> int:
         """Bytes that a step's passes over all tensors read and write; no column faded."""
