@@ -6,7 +6,8 @@ import pytest
 import torch
 from fusedstep import tensor_checks
 from fusedstep.reference.numerics import tree
-from fusedstep.sums import CHUNK
+from fusedstep.shards import Axis
+from fusedstep.sums import CHUNK, Norm
 
 from tests.conftest import TESTED_BACKENDS, device_of
 from tests.training import assert_same, stored
@@ -272,3 +273,16 @@ def test_madgrads_k_is_that_of_parameters_in_use():
     optimizer.add_param_group({"params": [c]})
     optimizer.step()
     assert [int(optimizer.state[p]["step"]) for p in (a, b, c)] == [1, 7, 7]
+
+
+def test_many_stretches_of_a_norm_are_added_in_few_operations(alone):
+    """As where some parameters of each layer are cut, and some are whole."""
+    axes = [(), (Axis(alone, 0),)] * 50
+    norm = Norm([5] * 100, axes, range(100), torch.device("cpu"))
+    for i, result in enumerate(norm.results):
+        result.fill_(i)
+    with torch.profiler.profile() as profile:
+        norm.join()
+    assert norm.total.item() == sum(range(100))
+    additions = [each for each in profile.key_averages() if each.key.startswith("aten::add")]
+    assert sum(each.count for each in additions) == 7

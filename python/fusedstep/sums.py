@@ -144,9 +144,12 @@ class Norm(Sums):
     ):
         stretches = [list(stretch) for _, stretch in groupby(axes)]
         segments = [s for s, stretch in enumerate(stretches) for _ in stretch]
-        super().__init__(1, numels, segments, planned, device, axes=axes)
-        alone = len(stretches) == 1
-        self.total = self.totals[0] if alone else torch.zeros_like(self.totals[0])
+        # Totals and zeros, as many as a power of two, so that halves can be added.
+        size = 1 << (len(stretches) - 1).bit_length()
+        self._parts = torch.zeros((size, 1), dtype=torch.float64, device=device)
+        totals = list(self._parts[: len(stretches)])
+        super().__init__(1, numels, segments, planned, device, totals=totals, axes=axes)
+        self.total = totals[0] if size == 1 else torch.zeros_like(totals[0])
         self._skip = torch.zeros(1, dtype=torch.float32, device=device) if skips else None
         self._found_inf: torch.Tensor | None = None
 
@@ -160,10 +163,11 @@ class Norm(Sums):
 
     def join(self) -> None:
         super().join()
-        if self.total is not self.totals[0]:
-            self.total.zero_()
-            for part in self.totals:  # in this order on every device
-                self.total.add_(part)
+        if (parts := self._parts).shape[0] > 1:
+            while parts.shape[0] > 1:  # so the order is the same on every device
+                half = parts.shape[0] // 2
+                parts = parts[:half] + parts[half:]
+            self.total.copy_(parts[0])
         if self._skip is not None:
             self._skip.copy_(self.total - self.total)  # 0, or NaN where it is not finite
             if self._found_inf is not None:
