@@ -208,6 +208,10 @@ def test_a_decay_that_may_be_meant_for_adamw_is_told():
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.01}]
     with pytest.warns(UserWarning, match="group 1: weight_decay is 0.01.* takes 1.00% off"):
         fusedstep.LaProp(groups, lr=np.float32(1e-3))
+    with pytest.warns(UserWarning, match="group 0: weight_decay is 0.1, .* takes 10.00% off"):
+        added = fusedstep.LaProp(params[:1], lr=1e-3, weight_decay=0.1, capturable=True)
+    with pytest.warns(UserWarning, match="group 1: weight_decay is 0.2, .* takes 20.00% off"):
+        added.add_param_group({"params": params[1:], "weight_decay": 0.2})
     with no_warning():
         for lr, decay in ((4e-4, 4e-5), (4e-4, 1e-3), (0.0, 0.1), (torch.tensor(4e-4), 0.1)):
             fusedstep.LaProp(params, lr=lr, weight_decay=decay)

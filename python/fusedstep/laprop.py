@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Real
 
 from torch.optim.optimizer import ParamsT
@@ -11,6 +10,7 @@ from typing_extensions import Unpack
 from . import checks
 from .optimizer import FusedOptimizer
 from .options import Hyper, Options
+from .warn import warn
 
 
 class LaProp(FusedOptimizer):
@@ -88,8 +88,12 @@ class LaProp(FusedOptimizer):
             "centered_start": centered_start,
         }
         super().__init__(params, defaults, **common)
-        for i, group in enumerate(self.param_groups):
-            _warn_of_decay(self.where(i), group["lr"], group["weight_decay"])
+
+    def add_param_group(self, param_group):
+        given = {**self.defaults, **param_group} if isinstance(param_group, dict) else {}
+        super().add_param_group(param_group)  # which may put tensors in the place of numbers
+        where = self.where(len(self.param_groups) - 1)
+        _warn_of_decay(where, given["lr"], given["weight_decay"])
 
     def state_fills(self, group):
         names = ["exp_avg", *(("grad_mean", "grad_var") if group["centered"] else ("exp_avg_sq",))]
@@ -106,9 +110,8 @@ class LaProp(FusedOptimizer):
 def _warn_of_decay(where: str, lr: Hyper, decay: Hyper) -> None:
     if not isinstance(lr, Real) or not isinstance(decay, Real) or not decay >= 5 * lr > 0:
         return
-    warnings.warn(
+    warn(
         f"{where}: weight_decay is {decay:g}, and LaProp does not multiply it by lr: each step "
         f"takes {decay:.2%} off the weights. To decay as AdamW does with this number, "
-        f"pass lr * weight_decay, {lr * decay:g}.",
-        stacklevel=3,
+        f"pass lr * weight_decay, {lr * decay:g}."
     )
