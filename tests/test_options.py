@@ -90,6 +90,15 @@ def test_a_momentum_in_a_tensor_is_not_read_to_choose_a_kernel():
     assert "x0" in optimizer.state[p]
 
 
+@pytest.mark.parametrize("name", ["max_grad_norm", "form", "maximize"])
+def test_an_option_of_groups_cannot_be_set_where_nobody_reads_it(name):
+    optimizer = fusedstep.LAMB(model())
+    before = optimizer.param_groups[0][name]
+    with pytest.raises(AttributeError, match=f"LAMB: {name} is an option of each .*'{name}'"):
+        setattr(optimizer, name, before)
+    assert not hasattr(optimizer, name) and hasattr(type(optimizer), name)
+
+
 def test_a_closure_may_change_an_option():
     params = model()
     optimizer = fusedstep.AdamW(params, lr=1.0)

@@ -9,7 +9,7 @@ import torch
 from . import options
 from .backends import BACKENDS
 from .launch import opmath_of
-from .options import Chosen
+from .options import Chosen, OfGroups
 from .state_tensors import MASTER, StateSpec
 
 
@@ -31,6 +31,7 @@ class Algorithm(torch.optim.Optimizer):
     state_dtype = Chosen((None, torch.bfloat16))
     skip_nonfinite = Chosen((False, True))
     capturable = Chosen((False, True))
+    maximize, max_grad_norm, form = OfGroups(), OfGroups(), OfGroups()
 
     def state_fills(self, group: dict[str, Any]) -> dict[str, float | None]:
         """State names in column order, any ``exp_avg`` first, and what they are filled with (None:

@@ -65,6 +65,25 @@ class Chosen(Generic[Value]):
         optimizer._forget()
 
 
+class OfGroups:
+    """An option that each parameter group has, and the optimizer has not: to assign it there, as
+    those of the whole optimizer may be, is an error instead of nothing."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> OfGroups:
+        if optimizer is None:
+            return self
+        raise AttributeError(
+            f"{type(optimizer).__name__}: {self.name} is an option of each parameter group. Use "
+            f"`optimizer.param_groups[i][{self.name!r}]`."
+        )
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        self.__get__(optimizer)
+
+
 def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
     """The error message for arguments that a class's constructor does not have."""
     named = inspect.signature(cls).parameters.values()
@@ -72,7 +91,10 @@ def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
     known = [p.name for p in named if p.kind not in several]
     known += [name for name in Options.__annotations__ if name not in known]
     told = ", ".join(map(repr, unknown))
-    return f"{cls.__name__} has no argument {told}. Leave it out, or use one of {', '.join(known)}."
+    return (
+        f"{cls.__name__} has no argument {told}. It takes {', '.join(known)}. Leave out what only "
+        f"chooses among torch's implementations (fused, foreach)."
+    )
 
 
 def check_choices(where: str, group: dict[str, Any], choices: dict[str, Any]) -> None:
