@@ -10,6 +10,7 @@
 #include "core/registry.h"
 #include "gather.h"
 #include "watch.h"
+#include "write_counts.h"
 
 namespace py = pybind11;
 using namespace fusedstep;
@@ -140,8 +141,9 @@ PYBIND11_MODULE(FUSEDSTEP_MODULE, m) {
                     const py::list&>())
       .def("gather", &Gatherer::gather);
   py::class_<Watch>(m, "Watch", py::module_local())
-      .def(py::init<const py::object&, const py::tuple&, const py::list&>())
+      .def(py::init<const py::object&, const py::tuple&, bool, const py::list&>())
       .def("holds", &Watch::holds);
+  m.def("count_writes", &count_writes);
   m.def("cpu_levels", &cpu_levels);
   m.def("cpu_kernel", &cpu_kernel, py::return_value_policy::reference);
 

@@ -11,12 +11,14 @@ namespace fusedstep {
 // The very keys and values that a tree of dicts and lists holds, in their order.
 class Watch {
  public:
-  // without: keys of dicts that are left out with their values. found: an empty list that is given
-  // what the tree holds, every dict and list followed by what it holds itself. Whoever makes a
-  // Watch keeps that alive, where Python's garbage collector sees it, or asks no more once some of
-  // it is gone. Dicts and lists may go, as they are looked into.
-  Watch(const pybind11::object& tree, const pybind11::tuple& without, const pybind11::list& found)
-      : without_(without) {
+  // names: keys of dicts; entries under them are left out, or with `only` those under all other
+  // words. found: an empty list that is given what the tree holds, every dict and list followed by
+  // what it holds itself. Whoever makes a Watch keeps that alive, where Python's garbage collector
+  // sees it, or asks no more once some of it is gone. Dicts and lists may go, as they are looked
+  // into.
+  Watch(const pybind11::object& tree, const pybind11::tuple& names, bool only,
+        const pybind11::list& found)
+      : names_(names), only_(only) {
     if (!walk(tree.ptr(), found.ptr())) throw pybind11::error_already_set();
   }
 
@@ -62,13 +64,16 @@ class Watch {
   }
 
   bool left_out(PyObject* key) const {
-    for (const auto& name : without_)
-      if (key == name.ptr() || (PyUnicode_Check(key) && PyUnicode_Compare(key, name.ptr()) == 0))
-        return true;
-    return false;
+    if (!PyUnicode_Check(key)) return false;
+    for (const auto& name : names_)
+      if (key == name.ptr()) return !only_;
+    for (const auto& name : names_)
+      if (PyUnicode_Compare(key, name.ptr()) == 0) return !only_;
+    return only_;
   }
 
-  pybind11::tuple without_;
+  pybind11::tuple names_;
+  bool only_;
   Found found_;
 };
 

@@ -72,6 +72,27 @@ def test_an_interrupt_while_one_is_loaded_loses_no_state_of_the_next(monkeypatch
     assert_same(stored(optimizer, params), before)
 
 
+def test_a_checkpoint_that_switches_clipping_off_is_told():
+    params = model()
+    saved = fusedstep.AdamW(params).state_dict()
+    clipped = fusedstep.AdamW(params, max_grad_norm=2.5)
+    with pytest.warns(UserWarning, match="max_grad_norm was 2.5, and is None now, as in the ch"):
+        clipped.load_state_dict(saved)
+    with no_warning():
+        clipped.load_state_dict(saved)
+        fusedstep.AdamW(params, max_grad_norm=2.5).load_state_dict(
+            fusedstep.AdamW(params, max_grad_norm=1.0).state_dict()
+        )
+
+
+def test_what_a_hook_makes_of_a_state_dict_is_its_own():
+    optimizer = fusedstep.AdamW(model())
+    optimizer.register_state_dict_post_hook(lambda _, saved: {"optimizer": saved})
+    for _ in range(2):
+        (saved,) = optimizer.state_dict().values()
+        assert [group["algorithm"] for group in saved["param_groups"]] == ["adamw"]
+
+
 def test_a_count_may_be_an_int32():
     params = model()
     optimizer = fusedstep.AdamW(params)

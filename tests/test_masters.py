@@ -35,7 +35,7 @@ def load_threes(params):
         torch.nn.init.constant_(p, 3.0)
 
 
-@pytest.mark.parametrize("which", [slice(None), slice(1), slice(-1, None)], ids=str)
+@pytest.mark.parametrize("which", [slice(None), slice(1), slice(1, 2), slice(-1, None)], ids=str)
 def test_an_edit_that_a_master_undoes_is_told(which):
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)
@@ -43,13 +43,77 @@ def test_an_edit_that_a_master_undoes_is_told(which):
     load_threes(params[which])
     with pytest.warns(UserWarning, match="AdamW: .* call `optimizer.resync_master") as told:
         train(optimizer, params, 1)
-    assert told[0].filename.endswith("training.py")  # who called step
+    assert told[0].filename == train.__code__.co_filename, "who called step is named"
     assert not any(p.eq(3.0).any() for p in params[which])
     with no_warning():
         train(optimizer, params, 1)
         load_threes(params)
         optimizer.resync_master()
         train(optimizer, params, 1)
+
+
+def test_a_warning_names_who_called_step_through_others_wrappers():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    train(optimizer, params, 1)
+    load_threes(params)
+    give_gradients(params)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    with pytest.warns(UserWarning, match="resync_master") as told:
+        scaler.step(optimizer)
+    assert told[0].filename == __file__
+
+
+def reload(optimizer, params):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def add_a_group(optimizer, params):
+    optimizer.add_param_group({"params": model((2,), dtype=torch.bfloat16)})
+
+
+def clip(optimizer, params):
+    optimizer.param_groups[0]["max_grad_norm"] = 1.0
+
+
+def replace_data(optimizer, params):
+    for p in params:
+        p.data = p.detach().clone()
+
+
+@pytest.mark.parametrize("change", [reload, add_a_group, clip, replace_data])
+@pytest.mark.parametrize("first", ["edit", "change"])
+def test_an_edit_is_told_where_the_step_is_planned_anew(change, first):
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    train(optimizer, params, 2)
+    with no_warning():
+        change(optimizer, params)
+        train(optimizer, params, 1)
+        if change is clip:
+            optimizer.param_groups[0]["max_grad_norm"] = None
+    if first == "change":
+        change(optimizer, params)
+    load_threes(params)
+    if first == "edit":
+        change(optimizer, params)
+    with pytest.warns(UserWarning, match="edited or loaded since .* call `optimizer.resync_master"):
+        train(optimizer, params, 1)
+
+
+def test_parameters_that_became_nan_are_no_edit():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    train(optimizer, params, 1)
+    params[0].grad.fill_(float("nan"))
+    with no_warning():
+        optimizer.step()
+        assert params[0].isnan().all()
+        reload(optimizer, params)
+        optimizer.step()
 
 
 def test_masters_are_compared_only_where_somebody_wrote(monkeypatch):
@@ -92,6 +156,14 @@ def test_what_a_step_does_not_undo_is_not_told():
     assert params[-1].eq(3.0).all()
     with pytest.warns(UserWarning, match="resync_master"):
         train(optimizer, params, 1)
+    with no_warning():
+        train(optimizer, params, 1)
+        load_threes(params[-1:])
+        params[-1].grad = None
+        optimizer.step()
+        with torch.no_grad():  # and put back
+            params[-1].copy_(optimizer.state[params[-1]]["master_param"])
+        train(optimizer, params, 2)
 
 
 def test_masters_of_inference_tensors():

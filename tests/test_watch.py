@@ -69,6 +69,26 @@ def test_a_watch_compares_no_tensors(either_watch):
     assert not seen.holds({key: inner})
 
 
+def test_others_notes_in_states_end_no_plan(either_watch):
+    """As sharpness-aware minimisation keeps its perturbation there, a new tensor in each step."""
+    params, others = model(), model()
+    optimizer, twin = fusedstep.MAdam(params), fusedstep.MAdam(others)
+    train(optimizer, params, 1)
+    for p in params:
+        optimizer.state[p]["note"] = torch.zeros(())
+    train(optimizer, params, 1)
+    plan = optimizer._plan
+    for t in range(3):
+        optimizer.state["runs"] = t
+        for p in params:
+            optimizer.state[p]["note"] = {"step": torch.full((), float(t))}
+        train(optimizer, params, 1)
+        assert optimizer._plan is plan
+    for _ in range(5):
+        train(twin, others, 1)
+    assert all(map(torch.equal, params, others))
+
+
 def test_an_order_of_its_own_is_no_change(either_watch):
     ordered = OrderedDict(a=1.0, b=2.0)
     ordered.move_to_end("a")

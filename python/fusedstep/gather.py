@@ -27,6 +27,7 @@ class Gatherer:
         launches: the plan's, which still have their entries.
         touched: by parameter, what its sparse gradient touches; such a plan is for one step.
         displaced: parameters, by index, a gradient of which would call for another plan.
+        names: of what optimizers keep in states. What others keep there may change in each step.
         by_address: whether the launches' backends take addresses, not tensors.
     """
 
@@ -36,6 +37,7 @@ class Gatherer:
         launches: list[Launch],
         touched: dict[int, Touched],
         displaced: set[int],
+        names: set[str],
         by_address: bool,
     ):
         self._launches, self._touched = launches, touched
@@ -45,7 +47,8 @@ class Gatherer:
             del planned[i]
         lists = _lists(optimizer)
         self._lost: list[weakref.ref] = []  # tensors of the plan that no longer exist
-        self._lists, self._state = Watch(lists), Watch(optimizer.state, lost=self._lost)
+        self._lists = Watch(lists)
+        self._state = Watch(optimizer.state, only=(*names,), lost=self._lost)
         self._sums = Watch(optimizer.kept_sums(), lost=self._lost)
         self._params = [p for params in lists for p in params]
         self._dtypes = [planned.get(i) for i in range(len(self._params))]

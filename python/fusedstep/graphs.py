@@ -6,12 +6,12 @@ is decided once, during capture.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .warn import warn
 from .watch import contents
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def warn_of_replays(optimizer: FusedOptimizer) -> None:
     if not optimizer._in_graph:
         return
     optimizer._in_graph = False
-    warnings.warn(
+    warn(
         f"{type(optimizer).__name__}: this step has other parameters, states or options than the "
-        f"one that was captured, which replays of the CUDA graph still take. Capture again.",
-        stacklevel=6,  # who called step, through its wrappers
+        f"one that was captured, which replays of the CUDA graph still take. Capture again."
     )

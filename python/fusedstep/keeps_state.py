@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +13,10 @@ from . import graphs, memory, shards, state_tensors
 from .algorithm import Algorithm
 from .options import Chosen, make_plain
 from .state_tensors import MASTER, StateSpec
+from .warn import warn
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 class KeepsState(Algorithm):
@@ -23,7 +26,7 @@ class KeepsState(Algorithm):
     _captured: list[tuple]  # what CUDA graphs read in their replays
     _in_graph = False  # whether one has the plan of now
     _norm_sq: torch.Tensor | None  # of the last step
-    _plan: Any  # of the next step, or None
+    _plan: Plan | None  # of the next step
     backends_in_use: dict[str, str]
     _loading: dict[str, Any] | None = None  # what load_state_dict was given, while it runs
 
@@ -37,27 +40,32 @@ class KeepsState(Algorithm):
         if self._plan is not None:
             self._plan.write_counts.take_edits()
 
-    def _warn_of_edits(self) -> None:
+    def _warn_of_edits(self, plan: Plan) -> None:
         """Warn if a parameter that is about to move is not its master, rounded."""
-        params = (p for group in self.param_groups for p in group["params"])
-        moving = [p for p in params if p.grad is not None and MASTER in self.state[p]]
-        pairs = ((shards.local(p), shards.local(self.state[p][MASTER])) for p in moving)
-        if not all(torch.equal(p, master.to(p.dtype)) for p, master in pairs):
-            warnings.warn(
-                f"{type(self).__name__}: 16-bit parameters were edited since the last step, but "
-                f"their float32 masters were not. The step continues from the masters and "
-                f"overwrites the edit. After an edit, call `optimizer.resync_master()`.",
-                stacklevel=6,  # who called step, through its wrappers
+        counts = plan.write_counts
+        different = [p for p in counts.mastered if not _same(p, self.state[p][MASTER])]
+        counts.take_edits(p for p in different if p.grad is None)
+        if any(p.grad is not None for p in different):
+            warn(
+                f"{type(self).__name__}: 16-bit parameters were edited or loaded since the last "
+                f"step, but their float32 masters were not. The step continues from the masters "
+                f"and overwrites the edit. After an edit, call `optimizer.resync_master()`."
             )
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; groups name the algorithm that wrote them."""
-        saved = super().state_dict()
-        # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers of
-        # two classes may share a group's dict. What is written to here is a copy.
-        for group in saved["param_groups"]:
-            group["algorithm"] = self.rule
-        return saved
+
+        def name_algorithm(_, saved):  # the first hook: others may make another of it
+            # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers
+            # of two classes may share a group's dict. What is written to here is a copy.
+            for group in saved["param_groups"]:
+                group["algorithm"] = self.rule
+
+        hook = self.register_state_dict_post_hook(name_algorithm, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
@@ -75,9 +83,10 @@ class KeepsState(Algorithm):
                 hyper-parameter is out of range. Nothing has changed.
 
         Warns:
-            UserWarning: no state has anything that this class keeps, so all start anew; neither
-                fusedstep nor torch's class of the same name seems to have written them; or masters
-                of 16-bit parameters are left out, because ``master_weights`` is False.
+            UserWarning: the checkpoint switches clipping off; no state has anything that this class
+                keeps, so all start anew; neither fusedstep nor torch's class of the same name seems
+                to have written them; or masters of 16-bit parameters are left out, because
+                ``master_weights`` is False.
         """
 
         def keep_from_torch(_, loaded):  # the last hook: others may have made another of it
@@ -86,6 +95,7 @@ class KeepsState(Algorithm):
             return {**loaded, "state": {}}
 
         self._loading = None
+        clipped = [group["max_grad_norm"] for group in self.param_groups]
         hook = self.register_load_state_dict_pre_hook(keep_from_torch)
         try:
             super().load_state_dict(state_dict)
@@ -93,11 +103,18 @@ class KeepsState(Algorithm):
         finally:
             hook.remove()
             self._loading = None
-        for doubt in self._doubts(given):
-            warnings.warn(f"{type(self).__name__}: {doubt}", stacklevel=2)
+        for warning in self._load_warnings(given, clipped):
+            warn(f"{type(self).__name__}: {warning}")
 
-    def _doubts(self, loaded: dict[str, Any]) -> Iterator[str]:
-        """What may not have been meant of what was loaded."""
+    def _load_warnings(self, loaded: dict[str, Any], clipped: list[Any]) -> Iterator[str]:
+        """What may not have been meant of what was loaded. ``clipped``: max_grad_norm before."""
+        for group, limit in zip(self.param_groups, clipped, strict=True):
+            if limit is not None and group["max_grad_norm"] is None:
+                yield (
+                    f"max_grad_norm was {limit}, and is None now, as in the checkpoint: gradients "
+                    f"are no longer clipped. To clip them, set it again in `param_groups`."
+                )
+                break
         states = {p: state for p, state in self.state.items() if isinstance(p, torch.Tensor)}
         given = loaded["state"].values()
         masters = any(isinstance(held, dict) and MASTER in held for held in given)
@@ -172,6 +189,12 @@ class KeepsState(Algorithm):
         params = {key for saved in loaded["param_groups"] for key in saved["params"]}
         others = {key: value for key, value in loaded["state"].items() if key not in params}
         return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps
+
+
+def _same(p: torch.Tensor, master: torch.Tensor) -> bool:
+    """Whether a parameter is its master, rounded; NaN where that is."""
+    p, master = shards.local(p), shards.local(master).to(p.dtype)
+    return torch.equal(p, master) or bool(((p == master) | (p.isnan() & master.isnan())).all())
 
 
 def _has_memory_of(p: torch.Tensor, master: torch.Tensor) -> bool:

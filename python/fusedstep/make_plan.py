@@ -72,6 +72,10 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
         kinds.setdefault(kind, []).append(entry)
     displaced = _displaced(planned, states)
+    # The words as states have them, which are found at once; those of a checkpoint are others.
+    names = {name for e in planned for name in states[e.param] if name in e.alike.layout}
+    had_both = any({"step", MASTER} <= e.state.keys() & e.alike.layout.keys() for e in planned)
+    resumed = had_both and not touched  # who has sparse gradients waits for no comparison
     hypers, slots = len(optimizer.hypers), first_slots(numels)
     launches = [Launch(kind, entries, hypers, slots) for kind, entries in kinds.items()]
     for device in devices:
@@ -93,7 +97,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     for each in planned:
         if (state := states[each.param]) is not each.state:
             state_tensors.replace(optimizer.state[each.param], state)
-    return Plan(optimizer, launches, backends, touched, displaced)
+    return Plan(optimizer, launches, backends, touched, displaced, names, resumed)
 
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:

@@ -140,7 +140,7 @@ class FusedOptimizer(KeepsState):
         present, grads = now
         if present:
             if not capturing and plan.write_counts.edited():
-                self._warn_of_edits()
+                self._warn_of_edits(plan)
             self._plan = None  # a step that fails may leave sums half done: plan anew then
             self._run(plan, rows, grads, present, capturing)
         self._plan = plan.for_later()

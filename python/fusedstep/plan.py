@@ -49,6 +49,8 @@ class Plan:
         backends: dict[torch.device, Backend],
         touched: dict[int, Touched],
         displaced: set[int],
+        names: set[str],
+        resumed: bool,
     ):
         self.launches, self._backends = launches, backends
         self.touched = touched  # by parameter; such a plan is for one step
@@ -57,11 +59,11 @@ class Plan:
         served = [[params[e.index] for e in launch.entries] for launch in launches]
         states = (optimizer.state[p] for params in served for p in params)
         surveyed = (state[name] for state in states for name in optimizer.surveyed_states)
-        self.write_counts = WriteCounts(launches, served, surveyed)
+        self.write_counts = WriteCounts(launches, served, surveyed, resumed)
         # Native code would refuse a sparse gradient, in each step.
         takes_tensors = any(backend.takes_tensors for backend in backends.values())
         by_address = not touched and not takes_tensors
-        self.gatherer = Gatherer(optimizer, launches, touched, displaced, by_address)
+        self.gatherer = Gatherer(optimizer, launches, touched, displaced, names, by_address)
         self._to_let_go = launches if by_address else []  # after the first step
         norm = launches[0].norm_sums if launches else None
         self.grad_norm_sq = None if norm is None else norm.total  #: float64 [1]; None: not taken

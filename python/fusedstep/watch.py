@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -21,20 +21,21 @@ def require(where: str, what: str, value: Any, kind: type[dict] | type[list]) ->
         )
 
 
-def contents(tree: dict | list, without: tuple[str, ...] = ()) -> list[Any]:
+def contents(tree: dict | list, names: tuple[str, ...] = (), only: bool = False) -> list[Any]:
     """Keys and values that a tree of dicts and lists holds, every dict and list followed by what it
-    holds itself; entries of dicts under the keys ``without`` are left out."""
+    holds itself. Entries of dicts under ``names`` are left out, or with ``only`` those under all
+    other words."""
     found = []
-    for held in _entries(tree, without) if isinstance(tree, dict) else tree:
+    for held in _entries(tree, names, only) if isinstance(tree, dict) else tree:
         found.append(held)
         if isinstance(held, (dict, list)):
-            found += contents(held, without)
+            found += contents(held, names, only)
     return found
 
 
-def _entries(tree: dict, without: tuple[str, ...]) -> Iterator[Any]:
+def _entries(tree: dict, names: tuple[str, ...], only: bool) -> Iterator[Any]:
     for key, value in tree.items():
-        if not (isinstance(key, str) and key in without):  # of tensors, == is another tensor
+        if not isinstance(key, str) or (key in names) == only:  # of tensors, == is another tensor
             yield from (key, value)
 
 
@@ -45,25 +46,29 @@ class Watch:
     Args:
         tree: what is remembered.
         without: keys of dicts that are left out with their values.
+        only: if given, the words among the keys of dicts that are not left out.
         lost: tensors are then held weakly, and the reference to each that dies is put here: another
             object may have taken its identity, so the watch must not be asked any more. Keys of
             ``tree`` are still kept alive (torch swaps no parameter that has weak references). If
             None, or without native code, everything is kept alive.
     """
 
+    holds: Callable[[dict | list], bool]  #: whether a tree holds them and no others, in this order
+
     def __init__(
         self,
         tree: dict | list,
         without: tuple[str, ...] = (),
+        only: tuple[str, ...] | None = None,
         lost: list[weakref.ref] | None = None,
     ):
         self._found: list[Any] = []  # kept alive, or others could take their identity
-        self._without = without
+        self._names = (without, False) if only is None else (only, True)
         if native.module is None:
-            self._found = contents(tree, without)
+            self._found = contents(tree, *self._names)
+            self.holds = self._holds
             return
-        watch = native.module.Watch(tree, without, self._found)
-        self.holds = watch.holds  # type: ignore[method-assign]
+        self.holds = native.module.Watch(tree, *self._names, self._found).holds
         if lost is not None:
             keys = set(map(id, tree)) if isinstance(tree, dict) else ()
 
@@ -77,7 +82,6 @@ class Watch:
                 if not isinstance(held, (dict, list))  # it is looked into them anyway
             ]
 
-    def holds(self, tree: dict | list) -> bool:
-        """Whether a tree holds them and no others, in the same order."""
-        now = contents(tree, self._without)
+    def _holds(self, tree: dict | list) -> bool:
+        now = contents(tree, *self._names)
         return len(now) == len(self._found) and all(map(operator.is_, now, self._found))

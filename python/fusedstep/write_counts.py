@@ -9,7 +9,7 @@ import torch
 from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from . import shards
+from . import native, shards
 
 
 class WriteCounts:
@@ -19,42 +19,55 @@ class WriteCounts:
         launches: :class:`~fusedstep.launch.Launch` objects.
         served: the parameters of each, in the order of its entries.
         surveyed: states that a survey reads.
+        resumed: whether masters are of an earlier plan or of a checkpoint.
+
+    Attributes:
+        mastered: the parameters that have masters.
     """
 
-    def __init__(self, launches: list, served: list[list[torch.Tensor]], surveyed: Iterable):
+    def __init__(
+        self,
+        launches: list,
+        served: list[list[torch.Tensor]],
+        surveyed: Iterable,
+        resumed: bool,
+    ):
         self._launches, self._served = launches, served
         self._all = [p for params in served for p in params]
         self._distributed = any(map(shards.is_dtensor, self._all))
+        self._plain = not self._distributed and not any(p.is_inference() for p in self._all)
         self._surveyed = [weakref.ref(t) for t in surveyed]
-        # Who writes into one parameter usually writes into all; to look at all would take long.
-        ends = [
-            p
-            for launch, params in zip(launches, served, strict=True)
-            for p in (params[0], params[-1])
-            if launch.master and not p.is_inference()
-        ]
-        self._known = {p: self._versions(p) for p in ends}  # of those that have masters
+        pairs = zip(launches, served, strict=True)
+        self.mastered = [p for launch, params in pairs if launch.master for p in params]
+        self._different: list[torch.Tensor] = []  # edited, and no step has undone it yet
+        # Writes into all that have masters, when these were last known to be the same.
+        self._known = None if resumed else self._writes()
 
-    def surveyed(self) -> list[int]:
+    def surveyed(self) -> int:
         """How often torch's operations have written into the states that a survey reads."""
+        if not self._distributed:
+            return _count_writes(self._surveyed)
         held = [t for ref in self._surveyed if (t := ref()) is not None]
-        return [t._version for t in self._with_parts(held)]
+        return _count_writes(self._with_parts(held))
 
     def edited(self) -> bool:
-        """Whether others than steps wrote into parameters that have masters and will move."""
-        if not self._known:
+        """Whether others than steps may have written into a parameter that has a master, and a
+        gradient in this step."""
+        if not self.mastered:
             return False
-        known = self._known.items()
-        return any(p.grad is not None and self._versions(p) != before for p, before in known)
+        if any(p.grad is not None for p in self._different):
+            return True
+        return self._writes() != self._known
 
-    def take_edits(self, of_all: bool = True) -> None:
-        """Take parameters that have masters as they are: all, or those that have a gradient."""
-        for p in self._known:
-            if of_all or p.grad is not None:
-                self._known[p] = self._versions(p)
+    def take_edits(self, different: Iterable[torch.Tensor] = ()) -> None:
+        """Take all parameters that have masters for the same as these, but for some."""
+        self._different, self._known = [*different], self._writes()
 
-    def _versions(self, p: torch.Tensor) -> list[int]:
-        return [t._version for t in self._with_parts([p])]
+    def _writes(self) -> int:
+        """How often anybody wrote into parameters that have masters, wholes and parts."""
+        if self._plain:
+            return _count_writes(self.mastered)
+        return _count_writes(self._with_parts([p for p in self.mastered if not p.is_inference()]))
 
     def announce_step(self) -> None:
         """Let torch's dispatch modes see that parameters with a gradient are about to change, which
@@ -72,8 +85,8 @@ class WriteCounts:
         and not wrong."""
         stepping = self._all if gradients == len(self._all) else self._stepping()
         count_changes(self._with_parts(stepping))
-        if self._known:
-            self.take_edits(of_all=False)
+        if self.mastered:
+            self._known = self._writes()
 
     def _stepping(self) -> list[torch.Tensor]:
         """The parameters with a gradient."""
@@ -87,6 +100,14 @@ class WriteCounts:
             return tensors
         parts = [shards.local(t) for t in tensors if shards.is_dtensor(t)]
         return tensors + [part for part in parts if not part.is_inference()]
+
+
+def _count_writes(tensors: list) -> int:
+    """The sum of the versions of tensors, or of what weak references lead to."""
+    if native.module is not None:
+        return native.module.count_writes(torch.Tensor._version, tensors)
+    held = (t() if isinstance(t, weakref.ref) else t for t in tensors)
+    return sum(t._version for t in held if t is not None)
 
 
 def count_changes(tensors: list[torch.Tensor]) -> None:
