@@ -66,7 +66,7 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
         for row in first:
             if row["dtype"] == "f32":
                 column = f"{results.title_of(content['machine'])}, {row['backend']}, {row['set']}"
-                cell = f"{row['vs_torch_fused']:.2f}x, {row['yardstick_share']:.0%}"
+                cell = f"{row['vs_torch_fused']:.2f}x"
                 beside = f"; {peer(row)}" if peer(row) else ""
                 lines.setdefault(algorithm(row), {})[column] = cell + beside
     columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
