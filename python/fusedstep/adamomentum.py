@@ -67,4 +67,4 @@ class AdaMomentum(FusedOptimizer):
 
     def check_group(self, where, group):
         super().check_group(where, group)
-        checks.eps_stays(where, group["eps"], 1.0, group["params"])
+        checks.eps_above_rounding(where, group["eps"], 1.0, group["params"])

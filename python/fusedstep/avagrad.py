@@ -124,7 +124,7 @@ class AvaGrad(FusedOptimizer):
         checks.decay_of_its_own(where, group, self._decoupled, twin)
         scaled = group["form"] == "released"  # eps, by the root of v's bias correction
         smallest = math.sqrt(checks.least_bias_correction(group["betas"][1])) if scaled else 1.0
-        checks.eps_stays(where, group["eps"], smallest, group["params"])
+        checks.eps_above_rounding(where, group["eps"], smallest, group["params"])
 
 
 class AvaGradW(AvaGrad):

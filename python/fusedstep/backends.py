@@ -212,9 +212,9 @@ def choose(name: str, device: torch.device) -> Backend:
         reasons[candidate] = BACKENDS[candidate].why_not(device)
         if reasons[candidate] is None:
             return BACKENDS[candidate]
-    told = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+    listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
     remedy = "" if name == "auto" else '. Move the parameters, or pass backend="auto"'
-    raise RuntimeError(f"no backend can update parameters on {device}: {told}{remedy}")
+    raise RuntimeError(f"no backend can update parameters on {device}: {listed}{remedy}")
 
 
 def available_backends() -> list[str]:

@@ -98,7 +98,9 @@ def least_bias_correction(beta) -> float:
     return 1.0 if isinstance(beta, torch.Tensor) else 1.0 - float(beta)
 
 
-def eps_stays(where: str, value, smallest_factor: float, params: list[torch.Tensor]) -> None:
+def eps_above_rounding(
+    where: str, value, smallest_factor: float, params: list[torch.Tensor]
+) -> None:
     """Require an eps that is not rounded to 0 where it keeps a denominator from 0."""
     if isinstance(value, torch.Tensor):
         return

@@ -26,7 +26,7 @@ class Gatherer:
     Args:
         launches: the plan's, which still have their entries.
         touched: by parameter, what its sparse gradient touches; such a plan is for one step.
-        displaced: parameters, by index, a gradient of which would call for another plan.
+        sharing: parameters, by index, whose memory others share: a gradient needs another plan.
         names: of what optimizers keep in states. What others keep there may change in each step.
         by_address: whether the launches' backends take addresses, not tensors.
     """
@@ -36,14 +36,14 @@ class Gatherer:
         optimizer: FusedOptimizer,
         launches: list[Launch],
         touched: dict[int, Touched],
-        displaced: set[int],
+        sharing: set[int],
         names: set[str],
         by_address: bool,
     ):
         self._launches, self._touched = launches, touched
         self._streams = _streams(launch.device for launch in launches)
         planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
-        for i in displaced:
+        for i in sharing:
             del planned[i]
         lists = _lists(optimizer)
         self._lost: list[weakref.ref] = []  # tensors of the plan that no longer exist

@@ -104,7 +104,7 @@ class LaProp(FusedOptimizer):
         checks.hyper_in(where, "weight_decay", group["weight_decay"], 0.0, 1.0, high_open=False)
         checks.hyper_in(where, "centered_start", group["centered_start"], 0.0)
         smallest = checks.least_bias_correction(group["betas"][1])
-        checks.eps_stays(where, group["eps"], smallest, group["params"])
+        checks.eps_above_rounding(where, group["eps"], smallest, group["params"])
 
 
 def _warn_of_decay(where: str, lr: Hyper, decay: Hyper) -> None:

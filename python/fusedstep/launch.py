@@ -109,7 +109,7 @@ class Launch:
         ]
         first = self.entries[0]  # which all others are like
         self.row_size = OWN_HYPERS + self.hypers
-        self.gives = self.hypers, len(first.states), len(first.carried)
+        self.column_counts = self.hypers, len(first.states), len(first.carried)
         self.state_sizes = [state.element_size() for state in first.states]
         self.elements = sum(numels)
         self.index = np.array([e.index for e in self.entries])
@@ -181,11 +181,11 @@ class Launch:
     def check_columns(self, rule: str, takes: tuple[int, int, int]) -> None:
         """Require that a kernel takes as many hyper-parameters, states and carried scalars as the
         tables have: else it would write to other memory. One without states fits any tables."""
-        if takes[1] and takes != self.gives:
+        if takes[1] and takes != self.column_counts:
             raise RuntimeError(
-                f"{rule}: the optimizer's class has {self.gives} hyper-parameters, states and "
-                f"carried scalars, and the kernel takes {takes}. Build again (`pip install .`), or "
-                f"make the rule's files agree."
+                f"{rule}: the optimizer's class has {self.column_counts} hyper-parameters, states "
+                f"and carried scalars, and the kernel takes {takes}. Build again "
+                f"(`pip install .`), or make the rule's files agree."
             )
 
     def let_go(self) -> None:

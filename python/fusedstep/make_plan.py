@@ -71,7 +71,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
             touched[each.index] = Touched(p.grad)
         kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
         kinds.setdefault(kind, []).append(entry)
-    displaced = _displaced(planned, states)
+    sharing = _sharing(planned, states)
     # The words as states have them, which are found at once; those of a checkpoint are others.
     names = {name for e in planned for name in states[e.param] if name in e.alike.layout}
     had_both = any({"step", MASTER} <= e.state.keys() & e.alike.layout.keys() for e in planned)
@@ -97,7 +97,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
     for each in planned:
         if (state := states[each.param]) is not each.state:
             state_tensors.replace(optimizer.state[each.param], state)
-    return Plan(optimizer, launches, backends, touched, displaced, names, resumed)
+    return Plan(optimizer, launches, backends, touched, sharing, names, resumed)
 
 
 def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
@@ -146,7 +146,7 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
     return planned
 
 
-def _displaced(planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]) -> set[int]:
+def _sharing(planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]) -> set[int]:
     """The parameters without a gradient whose memory, or whose states', others share, as where one
     has taken over an older one's: should a gradient appear, the two must be checked. Raises where
     two that have gradients share memory."""

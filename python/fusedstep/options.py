@@ -90,9 +90,9 @@ def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     known = [p.name for p in named if p.kind not in several]
     known += [name for name in Options.__annotations__ if name not in known]
-    told = ", ".join(map(repr, unknown))
+    given = ", ".join(map(repr, unknown))
     return (
-        f"{cls.__name__} has no argument {told}. It takes {', '.join(known)}. Leave out what only "
+        f"{cls.__name__} has no argument {given}. It takes {', '.join(known)}. Leave out what only "
         f"chooses among torch's implementations (fused, foreach)."
     )
 

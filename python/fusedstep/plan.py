@@ -48,7 +48,7 @@ class Plan:
         launches: list[Launch],
         backends: dict[torch.device, Backend],
         touched: dict[int, Touched],
-        displaced: set[int],
+        sharing: set[int],
         names: set[str],
         resumed: bool,
     ):
@@ -63,7 +63,7 @@ class Plan:
         # Native code would refuse a sparse gradient, in each step.
         takes_tensors = any(backend.takes_tensors for backend in backends.values())
         by_address = not touched and not takes_tensors
-        self.gatherer = Gatherer(optimizer, launches, touched, displaced, names, by_address)
+        self.gatherer = Gatherer(optimizer, launches, touched, sharing, names, by_address)
         self._to_let_go = launches if by_address else []  # after the first step
         norm = launches[0].norm_sums if launches else None
         self.grad_norm_sq = None if norm is None else norm.total  #: float64 [1]; None: not taken

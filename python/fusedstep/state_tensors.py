@@ -34,8 +34,8 @@ def check(
             (A master may be there alone, as what a parameter begins with.)
     """
     part = shards.local(p)
-    lies = part.device, part.shape, part.stride()
-    unfit = [name for name, spec in layout.items() if not _fits(state.get(name), p, lies, spec)]
+    place = part.device, part.shape, part.stride()
+    unfit = [name for name, spec in layout.items() if not _fits(state.get(name), p, place, spec)]
     lacking = []
     for name in unfit:
         if name in state:
@@ -139,8 +139,8 @@ def _converts(value: Any, spec: StateSpec) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype is not spec.dtype
 
 
-def _fits(value: Any, p: torch.Tensor, lies: tuple, spec: StateSpec) -> bool:
-    """Whether kernels can take an entry as it is; ``lies``: device, shape and strides of what this
+def _fits(value: Any, p: torch.Tensor, place: tuple, spec: StateSpec) -> bool:
+    """Whether kernels can take an entry as it is; ``place``: device, shape and strides of what this
     process holds of the parameter."""
     whole = value
     if not spec.scalar and shards.is_dtensor(p) and isinstance(value, torch.Tensor):
@@ -152,9 +152,9 @@ def _fits(value: Any, p: torch.Tensor, lies: tuple, spec: StateSpec) -> bool:
     if value.dtype is not spec.dtype:
         return False
     if spec.scalar:
-        like = value.ndim == 0 and value.device == lies[0]
+        like = value.ndim == 0 and value.device == place[0]
     else:
-        like = (value.device, value.shape, value.stride()) == lies
+        like = (value.device, value.shape, value.stride()) == place
     like = like and not (value.requires_grad or value.is_neg() or memory.is_missing(value))
     return like and not _is_inference(whole)
 
