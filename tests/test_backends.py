@@ -2,12 +2,16 @@
 
 import contextlib
 import copy
+import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import fusedstep
+import psutil
 import pytest
 import torch
-from fusedstep.backends import BACKENDS, CudaBackend, choose
+from fusedstep.backends import BACKENDS, CpuBackend, CudaBackend, choose
 
 from tests.training import give_gradients, model, train
 
@@ -74,3 +78,60 @@ def test_what_ran_a_step_is_known_after_it(backend, device):
         assert optimizer.backends_in_use == {str(params[0].device): backend}
         optimizer.load_state_dict(optimizer.state_dict())  # a step will be planned anew
     assert copy.deepcopy(optimizer).backends_in_use == {}
+
+
+def test_every_instruction_set_has_kernels_of_its_own():
+    module = CpuBackend().module
+    kernels = [module.cpu_kernel("adamw", 0, False, level) for level in module.cpu_levels()]
+    assert kernels and len({id(kernel) for kernel in kernels}) == len(kernels)
+
+
+def test_other_threads_run_while_a_kernel_does(monkeypatch):
+    """Those that load data would wait for every step."""
+    params = model((1 << 21,))
+    give_gradients(params)
+    optimizer, apply, interval = fusedstep.AdamW(params), CpuBackend.apply, sys.getswitchinterval()
+    turns, during, done = [], [], threading.Event()
+
+    def run():
+        while not done.is_set():
+            turns.append(1)
+            time.sleep(0)  # lets others run
+
+    def counted(backend, launch, work):
+        before = len(turns)
+        apply(backend, launch, work)
+        during.append(len(turns) - before)
+
+    monkeypatch.setattr(CpuBackend, "apply", counted)
+    other = threading.Thread(target=run)
+    other.start()
+    sys.setswitchinterval(60.0)  # nobody lets others run who is not about to wait
+    try:
+        for _ in range(10):
+            optimizer.step()
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        other.join()
+    assert any(during)
+
+
+def test_a_step_runs_on_as_many_threads_as_torch():
+    """Each of Python's threads has workers of its own, which begin when they are first needed."""
+    params, process, begun = model((200_000,)), psutil.Process(), []
+    give_gradients(params)
+    optimizer, threads = fusedstep.AdamW(params), torch.get_num_threads()
+    optimizer.step()  # makes states, on other threads
+
+    def run():
+        torch.set_num_threads(3)
+        before = process.num_threads()
+        optimizer.step()
+        begun.append(process.num_threads() - before)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    torch.set_num_threads(threads)
+    assert begun == [2]

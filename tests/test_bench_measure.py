@@ -1,12 +1,14 @@
 """How the benchmark measures: turns, ratios, and that it sees a slow-down put in."""
 
+import weakref
 from itertools import cycle, pairwise
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench import __main__ as command
-from bench import contenders, device, measure, parameter_sets, peers
+from bench import contenders, device, growth, measure, parameter_sets, peers, tables
 from bench import self_check as checking
 from bench.measure import Side
 from bench.parameter_sets import parse
@@ -14,6 +16,7 @@ from tests.test_bench import little_work  # noqa: F401, a fixture
 from tests.test_bench_results import peer_row, row
 
 (ADAMW,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
+MADAM, _ = contenders.ours("madam", "cpu", contenders.MODES["f32"])
 
 
 def test_ratios():
@@ -165,3 +168,92 @@ def test_what_is_seen_has_the_factor_within_its_spread():
     assert not checking.sees([1.9, 2.0, 2.02, 2.1], 1.0)
     assert not checking.sees([1.80, 1.801, 1.802, 1.803], 2.0), "near, but beyond its spread"
     assert not checking.sees([0.5, 1.0, 3.0, 4.0], 1.0), "within its spread, but not near"
+
+
+def test_bytes_are_those_of_each_side(monkeypatch):
+    (one,), _, _ = rows_on_a_still_clock("2x2000", MADAM, monkeypatch)
+    assert (one["bytes"], one["held_bytes"]) == (44 * 4000, 24 * 4000)
+    assert one["least"] == pytest.approx(0.2)
+    assert one["bandwidth_vs_torch_fused"] == pytest.approx(3.0 * 44 / 28)
+
+
+@pytest.mark.parametrize(
+    "other", [{"threads": 1}, {"dtype": "bf16"}, {"set": "tiny"}, {"device": "cuda"}], ids=str
+)
+def test_the_fastest_peer_is_one_of_equal_rows(other):
+    rows = [row(), peer_row("timm", seconds=30.0), peer_row("madgrad", seconds=0.1, **other)]
+    measure.fill_ratios(rows)
+    assert rows[0]["fastest_peer"] == "timm"
+
+
+def test_a_task_has_its_threads_and_they_are_put_back(monkeypatch):
+    before, found, rows_of = torch.get_num_threads(), [], measure._rows
+
+    def watched(task, *rest):
+        found.append((task.threads, torch.get_num_threads()))
+        return rows_of(task, *rest)
+
+    monkeypatch.setattr(measure, "_rows", watched)
+    (chosen,), run = parse("2x8"), measure.Run()
+    tasks = [measure.Task(chosen, ADAMW, threads) for threads in (1, before + 1)]
+    list(measure.measure(run, tasks, device.Cpu(), 2))
+    assert not run.failed and found == [(1, 1), (before + 1, before + 1)]
+    assert torch.get_num_threads() == before
+
+
+def test_what_was_measured_is_let_go_before_the_next(monkeypatch):
+    kept, alive = [], []
+
+    def rows_of(task, side, *_):
+        kept.append(weakref.ref(side))
+        return []
+
+    def free_bytes(clock):
+        alive.append([one() is not None for one in kept])
+        return 1e9
+
+    monkeypatch.setattr(measure, "_rows", rows_of)
+    monkeypatch.setattr(device.Cpu, "free_bytes", free_bytes)
+    (chosen,) = parse("2x8")
+    tasks = [measure.Task(chosen, one, 1) for one in (ADAMW, MADAM)]
+    list(measure.measure(measure.Run(), tasks, device.Cpu(), 2))
+    assert alive == [[], [False]]
+
+
+def test_loaded_is_a_step_after_loading():
+    side, loaded = Side(ADAMW, parse("2x8")[0], device.Cpu()), []
+    side.start()
+    load = side.optimizer.load_state_dict
+    side.optimizer.load_state_dict = lambda state: loaded.append(load(state))
+    side.loaded()
+    assert loaded == [None]
+
+
+def test_quartiles_lie_within_the_data():
+    assert measure.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2.0, 3.0, 4.0]
+
+
+def test_what_is_left_out_says_the_least_that_it_needs():
+    (chosen,) = parse("2x8")
+    needs = ((MADAM, 9e9), (ADAMW, 5e9))
+    left_out = [(measure.Task(chosen, one, 1), need, 2e9) for one, need in needs]
+    (line,) = tables.complaints(measure.Run(left_out=left_out))
+    assert "needs 5.0 GB or more of 2.0 GB free" in line
+
+
+def test_a_peer_has_no_mode_of_two_dtypes():
+    bf16, mixed = (contenders.MODES[name] for name in ("bf16", "bf16-grad32"))
+    assert peers.contender("torch-fused", "AdamW", bf16)
+    assert peers.contender("torch-fused", "AdamW", mixed) is None
+
+
+def test_a_point_of_a_line_is_of_one_phase():
+    few, many = (s.name for s in parse("tensors")[:2])
+    rows = [row(set=many, tensors=30, phase="fresh"), row(set=few, tensors=10, phase="fresh")]
+    rows += [row(set=few, tensors=10, phase="first"), row(set="tiny", tensors=400, phase="fresh")]
+    assert growth.points(rows, "tensors") == {"AdamW cpu": [rows[1], rows[0]]}
+
+
+def test_a_tenth_at_one_end_of_a_line_weighs_as_much_as_at_the_other():
+    start, _ = growth.line([1.0, 10.0, 1e6], [1.0, 1.0, 1.1e6])
+    assert 0.0 < start < 2.0

@@ -270,3 +270,24 @@ def test_lines_neither_fall_nor_begin_below_zero():
     assert b == 0.0 and 3.0 < a < 5.0
     a, b = growth.line([1.0, 10.0, 100.0], [1.0, 20.0, 300.0])
     assert a == 0.0 and 1.0 < b < 3.0
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("threads", 1), ("phase", "first"), ("form", "released"), ("backend", "triton"),
+        ("maker", "timm"), ("device", "cuda"),
+    ],
+)  # fmt: skip
+def test_rows_that_differ_in_a_part_of_their_key_are_both_kept(name, value, tmp_path):
+    results.record(content_of("monday", row()), tmp_path)
+    path, _ = results.record(content_of("tuesday", row(**{name: value})), tmp_path)
+    assert len(results.read(path)["rows"]) == 2
+
+
+@pytest.mark.parametrize("share, kept", [(0.24, False), (0.26, True)])
+def test_a_baseline_is_disturbed_below_a_quarter_of_the_yardstick(share, kept, tmp_path):
+    one = row(baseline_seconds=1.0 / share)
+    measure.fill_ratios([one])
+    _, dropped = results.record(content_of("monday", one), tmp_path)
+    assert dropped == ([] if kept else [{**one, "run": "monday"}])

@@ -31,6 +31,8 @@ def test_what_is_as_planned_is_found_without_python(mode, shapes, monkeypatch):
 
 CHANGES = {
     "a gradient's width": (torch.float32, lambda p, near: (None, torch.ones(4).double())),
+    "a gradient's smaller width": (torch.float64, lambda p, near: (None, torch.ones(4))),
+    "a gradient of integers": (torch.float32, lambda p, near: (None, torch.ones(4).int())),
     "a gradient's dtype": (torch.bfloat16, lambda p, near: (None, torch.ones(4).half())),
     "a gradient's digits": (torch.float16, lambda p, near: (None, torch.ones(4).bfloat16())),
     "a gradient's size": (torch.float32, lambda p, near: (None, torch.ones(3))),
@@ -61,3 +63,17 @@ def test_what_is_exchanged_under_its_tensor_is_not_as_planned(change):
     held = [near, *optimizer.state[p].values()]
     with nothing_moves(held), pytest.raises(ValueError, match=TOLD):
         optimizer.step()
+
+
+def test_a_gradient_that_became_wider_is_read_as_it_is():
+    p, q = params = [torch.nn.Parameter(torch.ones(4, dtype=torch.float16)) for _ in range(2)]
+    optimizer = fusedstep.AdamW(params, lr=0.1)
+    train(optimizer, params, 2)
+    for t in params:
+        t.grad, t.data = torch.full_like(t, 3.0), torch.ones_like(t)
+        for name in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[t][name].zero_()
+    optimizer.step()
+    q.grad.data = q.grad.float()
+    optimizer.step()
+    assert torch.equal(p, q)

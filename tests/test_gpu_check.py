@@ -4,6 +4,8 @@ import json
 import sys
 import time
 
+import psutil
+
 from bench import gpu_check
 
 
@@ -66,3 +68,50 @@ def test_stages_follow_one_another_and_failures_are_told(tmp_path, monkeypatch, 
     found = json.loads((tmp_path / "gpu_check.json").read_text())
     assert {name: part["status"] for name, part in found.items()} == {"a": 0, "b": 5, "c": 0}
     assert gpu_check.main(["--only", "a"]) == 0
+
+
+def part_of(program, **environment):
+    return gpu_check.Part([sys.executable, "-u", "-c", program], 30.0, environment)
+
+
+def test_a_part_has_its_environment_its_last_lines_and_no_more_time_than_is_left(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpu_check, "OUT", tmp_path)
+    program = "import os; print('1\\n2\\n3'); print(os.environ['WORD'])"
+    found = gpu_check.result("one", part_of(program, WORD="told"), time.monotonic() + 30)
+    assert (found["status"], found["last_lines"]) == (0, ["2", "3", "told"])
+    found = gpu_check.result("two", part_of("import time; time.sleep(60)"), time.monotonic() + 1)
+    assert found["status"] == "interrupted after 1 s"
+
+
+def test_results_of_record_of_gpus_are_left_with_the_rest(tmp_path, monkeypatch):
+    out, of_record = tmp_path / "out", tmp_path / "bench" / "results"
+    of_record.mkdir(parents=True)
+    for name in ("nvidia-h200.json", "some-cpu.json"):
+        (of_record / name).write_text("{}")
+    monkeypatch.setattr(gpu_check, "OUT", out)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check, "STAGES", [{"a": part_of("print('a')")}])
+    assert gpu_check.main([]) == 0
+    assert {path.name for path in out.glob("*.json")} == {"gpu_check.json", "nvidia-h200.json"}
+
+
+def test_what_a_part_has_started_ends_with_it(tmp_path, monkeypatch):
+    """pytest's workers would disturb what is measured next."""
+    monkeypatch.setattr(gpu_check, "GRACE", 0.5)
+    deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    child = deaf + "time.sleep(60)"
+    start = f"p = subprocess.Popen([sys.executable, '-c', {child!r}])"
+    _, log = run(tmp_path, f"{deaf}{start}; print(p.pid); p.wait()", 2.0)
+
+    def runs():
+        try:
+            return psutil.Process(int(log)).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    until = time.monotonic() + 30
+    while runs() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not runs()

@@ -89,6 +89,14 @@ def test_others_notes_in_states_end_no_plan(either_watch):
     assert all(map(torch.equal, params, others))
 
 
+def test_a_watch_looks_into_dicts_of_a_kind_of_their_own(either_watch):
+    tree = [OrderedDict(lr=0.5)]
+    seen = watch.Watch(tree)
+    assert seen.holds(tree)
+    tree[0]["lr"] = 1.5
+    assert not seen.holds(tree)
+
+
 def test_an_order_of_its_own_is_no_change(either_watch):
     ordered = OrderedDict(a=1.0, b=2.0)
     ordered.move_to_end("a")
