@@ -200,6 +200,9 @@ def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: 
         console.print(table)
     for line in tables.complaints(done):
         console.print(line, style="yellow", soft_wrap=True, markup=False)
+    for row in results.disturbed(done.rows):
+        who = f"{tables.who(row)} {tables.algorithm(row)}, {row['set']}, {row['dtype']}"
+        console.print(f"disturbed by other programs, measure again: {who}", style="yellow")
     if not done.rows:
         console.print(f"no rows: {chosen.out} stays as it was", soft_wrap=True)
         return
@@ -207,11 +210,7 @@ def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: 
     results.write(chosen.out, content)
     console.print(f"rows: {chosen.out}, {chosen.out.with_suffix('.csv')}", soft_wrap=True)
     if chosen.record:
-        path, dropped = results.record(content)
-        console.print(f"results of record: {path}", soft_wrap=True)
-        for row in dropped:
-            who = f"{tables.who(row)} {tables.algorithm(row)}, {row['set']}, {row['dtype']}"
-            console.print(f"not recorded, torch's fused AdamW was disturbed: {who}", style="yellow")
+        console.print(f"results of record: {results.record(content)}", soft_wrap=True)
     if chosen.plot:
         from .plots import draw  # matplotlib takes a second to load
 

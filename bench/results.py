@@ -159,27 +159,51 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not hold results of this program ({error!r})") from None
 
 
-def disturbed(row: dict[str, Any]) -> bool:
-    """Whether torch's fused AdamW moved less than a quarter of what the yardstick did beside it on
-    a CPU. It waits for all threads after every tensor, and while something else holds one of the
-    cores it takes 20 times as long: a ratio to that says nothing."""
-    if row["device"] != "cpu" or not row.get("bandwidth_vs_torch_fused"):
-        return False
-    baseline = row["bytes_per_second"] / row["bandwidth_vs_torch_fused"]
-    return baseline < 0.25 * row["yardstick"]
+def disturbed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a run's rows, those during which something else held a core of the CPU: what all rows do
+    alike took more than twice as long as in another; or torch's fused AdamW moved less than a
+    quarter of what the yardstick did beside it. (It waits for all threads after every tensor, and
+    then takes 20 times as long.) A ratio to that says nothing."""
+    least: dict[tuple, float] = {}
+    for row in rows:
+        if (seconds := _common(row)) is not None:
+            least[_place(row)] = min(seconds, least.get(_place(row), seconds))
+
+    def is_disturbed(row: dict[str, Any]) -> bool:
+        seconds = _common(row)
+        if seconds is not None and seconds > 2 * least[_place(row)]:
+            return True
+        if row["device"] != "cpu" or not row.get("bandwidth_vs_torch_fused"):
+            return False
+        baseline = row["bytes_per_second"] / row["bandwidth_vs_torch_fused"]
+        return baseline < 0.25 * row["yardstick"]
+
+    return [row for row in rows if is_disturbed(row)]
 
 
-def record(content: dict[str, Any], folder: Path = OF_RECORD) -> tuple[Path, list[dict[str, Any]]]:
-    """Bring rows into the machine's results of record, unless :func:`disturbed`; others' stay.
+def _place(row: dict[str, Any]) -> tuple:
+    return tuple(row[name] for name in ("set", "dtype", "threads", "phase"))
 
-    Returns the file, and the rows that were left out."""
+
+def _common(row: dict[str, Any]) -> float | None:
+    """Seconds of what every row of its kind does on a CPU, whatever its algorithm: the rest of a
+    training step, or torch's fused step of the same model; None where caches decide."""
+    if row["device"] != "cpu":
+        return None
+    if row["phase"] == "training":
+        return row["seconds"] - row["optimizer_seconds"]
+    return row["baseline_seconds"] if row["phase"] == "step" else None
+
+
+def record(content: dict[str, Any], folder: Path = OF_RECORD) -> Path:
+    """Bring rows into the machine's results of record, unless :func:`disturbed`; others' stay."""
     path = folder / f"{name_of(content['machine'])}.json"
-    dropped = [row for row in content["rows"] if disturbed(row)]
+    dropped = disturbed(content["rows"])
     content = {**content, "rows": [row for row in content["rows"] if row not in dropped]}
     if path.exists():
         content = merged(read(path), content)
     write(path, content)
-    return path, dropped
+    return path
 
 
 def of_record(folder: Path = OF_RECORD) -> dict[str, dict[str, Any]]:

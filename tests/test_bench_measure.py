@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import contenders, device, growth, measure, parameter_sets, peers, tables
+from bench import contenders, device, growth, measure, parameter_sets, peers, results, tables
 from bench import self_check as checking
 from bench.measure import Side
 from bench.parameter_sets import parse
@@ -257,3 +257,22 @@ def test_a_point_of_a_line_is_of_one_phase():
 def test_a_tenth_at_one_end_of_a_line_weighs_as_much_as_at_the_other():
     start, _ = growth.line([1.0, 10.0, 1e6], [1.0, 1.0, 1.1e6])
     assert 0.0 < start < 2.0
+
+
+@pytest.mark.parametrize("share, said", [(0.24, 1), (0.26, 0)])
+def test_a_baseline_is_stuck_below_a_quarter_of_the_yardstick(share, said):
+    rows = [row(baseline_seconds=1.0 / share)]
+    measure.fill_ratios(rows)
+    assert results.disturbed(rows) == rows[:said]
+
+
+def test_what_all_rows_do_alike_tells_which_are_disturbed():
+    def training(rest):
+        return row(phase="training", seconds=rest + 1.0, optimizer_seconds=1.0)
+
+    rows = [training(9.0), training(19.0), training(17.0)]
+    rows += [row(baseline_seconds=seconds) for seconds in (2.1, 1.0, 1.9)]
+    rows += [row(phase="fresh", baseline_seconds=seconds) for seconds in (9.0, 1.0)]
+    rows += [row(device="cuda", baseline_seconds=9.0), row(threads=1, baseline_seconds=3.5)]
+    measure.fill_ratios(rows)
+    assert results.disturbed(rows) == [rows[1], rows[3]]
