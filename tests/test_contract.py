@@ -195,7 +195,7 @@ ARROWS = {  # file: what it uses of the package
     "step_table": "",
     "hooks": "",
     "warn": "",
-    "options": "checks",
+    "options": "checks warn",
     "memory": "shards",
     "write_counts": "native shards",
     "sums": "reference shards",

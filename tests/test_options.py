@@ -4,7 +4,7 @@ import fusedstep
 import pytest
 import torch
 
-from tests.training import give_gradients, model, nothing_moves, train
+from tests.training import give_gradients, model, no_warning, nothing_moves, train
 
 
 def test_betas_that_a_user_keeps_in_a_group_are_not_read():
@@ -88,6 +88,33 @@ def test_a_momentum_in_a_tensor_is_not_read_to_choose_a_kernel():
     optimizer = fusedstep.MADGRAD(params, momentum=torch.tensor(0.0))
     train(optimizer, params, 1)
     assert "x0" in optimizer.state[p]
+
+
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        ("betas", "Did you mean beta1?"),
+        ("max_norm", "Did you mean max_grad_norm?"),
+        ("fused", "Leave out what chooses among torch's implementations."),
+        ("wd", "Use one of these, or leave it out."),
+    ],
+)
+def test_a_likely_name_is_told_for_one_that_there_is_not(name, remedy):
+    with pytest.raises(TypeError) as told:
+        fusedstep.MAdam(model(), **{name: 1.0})
+    assert str(told.value).endswith(f". {remedy}")
+
+
+def test_an_entry_of_a_group_that_is_spelled_like_an_option_is_told():
+    first, *others = model()
+    with pytest.warns(UserWarning, match="'weight_decy' is .* mean weight_decay") as told:
+        optimizer = fusedstep.MAdam([{"params": first, "weight_decy": 0.1}])
+    assert told[0].filename == __file__
+    with pytest.warns(UserWarning, match="group 1: 'betas' is no option, .* Did you mean beta1"):
+        optimizer.add_param_group({"params": others, "betas": (0.9, 0.95)})
+    with no_warning():
+        own = {"initial_lr": 0.1, "lr_scale": 0.5, "name": "head", 7: None}
+        fusedstep.MAdam([{"params": first, **own, "algorithm": "madam", "backend": "auto"}])
 
 
 @pytest.mark.parametrize("name", ["max_grad_norm", "form", "maximize"])

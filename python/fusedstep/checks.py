@@ -125,7 +125,7 @@ def max_grad_norm(where: str, value) -> None:
             f"which clips nothing, or a number above 0."
         )
     if value is not None and not (isinstance(value, Real) and value == math.inf):
-        hyper_in(where, "max_grad_norm", value, 0.0, low_open=True)
+        hyper_in(where, "max_grad_norm", value, 0.0, low_open=True, high_open=False)
 
 
 def kept_sums(where: str, name: str, value) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from itertools import chain
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import torch
 
 from . import checks
+from .warn import warn
 
 FORMS = ("paper", "released")
 FLAGS = ("maximize", "amsgrad", "centered", "decoupled_weight_decay", "skip_zero_second_moment")
@@ -84,17 +86,33 @@ class OfGroups:
         self.__get__(optimizer)
 
 
-def unknown_arguments(cls: type, unknown: Iterable[str]) -> str:
+def unknown_arguments(cls: type, unknown: Collection[str]) -> str:
     """The error message for arguments that a class's constructor does not have."""
     named = inspect.signature(cls).parameters.values()
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     known = [p.name for p in named if p.kind not in several]
     known += [name for name in Options.__annotations__ if name not in known]
     given = ", ".join(map(repr, unknown))
-    return (
-        f"{cls.__name__} has no argument {given}. It takes {', '.join(known)}. Leave out what only "
-        f"chooses among torch's implementations (fused, foreach)."
-    )
+    remedies = [_likely(name, known, 0.6) for name in unknown]
+    if {"fused", "foreach", "differentiable"} & {*unknown}:
+        remedies.append("Leave out what chooses among torch's implementations.")
+    if not any(remedies):
+        remedies.append("Use one of these, or leave it out.")
+    takes = f"{cls.__name__} has no argument {given}. It takes {', '.join(known)}."
+    return " ".join([takes, *filter(None, remedies)])
+
+
+def warn_of_unknown(where: str, group: dict[str, Any], known: Iterable[str]) -> None:
+    """Warn of a group's entry that is spelled like an option. Others are its user's."""
+    for name in group.keys() - {*known}:
+        if isinstance(name, str) and (remedy := _likely(name, known, 0.8)):
+            warn(f"{where}: {name!r} is no option, and has no effect. {remedy}")
+
+
+def _likely(name: str, known: Iterable[str], likeness: float) -> str:
+    """The question whether a known name was meant, if one is so like it."""
+    close = get_close_matches(name, [*known], 1, likeness)
+    return f"Did you mean {close[0]}?" if close else ""
 
 
 def check_choices(where: str, group: dict[str, Any], choices: dict[str, Any]) -> None:

@@ -48,7 +48,8 @@ def check(
         raise ValueError(
             f"{where} has a state with {', '.join(held)} and without {', '.join(lacking)}: it is "
             f"another algorithm's, or has lost a part. Load the state of the same class and "
-            f"options, or start anew: without that checkpoint, or with `optimizer.state.pop(p)`."
+            f"options, or start anew: load the model's weights alone, or remove the state "
+            f"(`optimizer.state.pop(p)`)."
         )
     return unfit
 
