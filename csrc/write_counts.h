@@ -27,7 +27,9 @@ inline std::int64_t count_writes(const pybind11::object& version, const pybind11
     if (!PyObject_TypeCheck(tensor.ptr(), PyDescr_TYPE(descriptor)))
       throw pybind11::type_error("not a tensor");
     const auto& get = *descriptor->d_getset;
-    sum += PyLong_AsLongLong(own(get.get(tensor.ptr(), get.closure)).ptr());
+    const auto count = PyLong_AsLongLong(own(get.get(tensor.ptr(), get.closure)).ptr());
+    if (count == -1 && PyErr_Occurred()) throw pybind11::error_already_set();
+    sum += count;
   }
   return sum;
 }

@@ -76,7 +76,7 @@ def test_a_checkpoint_that_switches_clipping_off_is_told():
     params = model()
     saved = fusedstep.AdamW(params).state_dict()
     clipped = fusedstep.AdamW(params, max_grad_norm=2.5)
-    with pytest.warns(UserWarning, match="max_grad_norm was 2.5, and is None now, as in the ch"):
+    with pytest.warns(UserWarning, match="max_grad_norm was 2.5, and is None after loading"):
         clipped.load_state_dict(saved)
     with no_warning():
         clipped.load_state_dict(saved)
@@ -91,6 +91,32 @@ def test_what_a_hook_makes_of_a_state_dict_is_its_own():
     for _ in range(2):
         (saved,) = optimizer.state_dict().values()
         assert [group["algorithm"] for group in saved["param_groups"]] == ["adamw"]
+
+
+def test_a_hook_may_add_a_group_to_load_into():
+    first, *others = model()
+    saved = fusedstep.AdamW([{"params": [first]}, {"params": others}]).state_dict()
+    optimizer = fusedstep.AdamW([first], max_grad_norm=1.0)
+    del optimizer.param_groups[0]["max_grad_norm"]
+    optimizer.register_load_state_dict_pre_hook(
+        lambda optimizer, _: optimizer.add_param_group({"params": others})
+    )
+    with pytest.warns(UserWarning, match="max_grad_norm was 1.0, and is None after") as told:
+        optimizer.load_state_dict(saved)
+    assert len(told) == 1 and len(optimizer.param_groups) == 2
+
+
+def test_a_hook_may_ask_for_another_state_dict():
+    optimizer, found = fusedstep.AdamW(model()), []
+
+    def ask(optimizer, saved):
+        if not found:
+            found.append(saved)
+            found.append(optimizer.state_dict())
+
+    for hook in (ask, lambda *_: None):
+        optimizer.register_state_dict_post_hook(hook)
+    assert optimizer.state_dict() == found[1]
 
 
 def test_a_count_may_be_an_int32():

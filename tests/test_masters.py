@@ -116,6 +116,35 @@ def test_parameters_that_became_nan_are_no_edit():
         optimizer.step()
 
 
+@pytest.mark.parametrize("how", ["freed", "emptied"])
+def test_a_master_that_nobody_reads_may_be_away(how):
+    params = model((4, 3), (3,), (2,), dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    train(optimizer, params, 1)
+    frozen, master = params[1], optimizer.state[params[1]]["master_param"]
+    frozen.grad = None
+    if how == "freed":
+        master.data = torch.empty(0)
+    else:
+        master.untyped_storage().resize_(0)
+    with torch.no_grad():
+        params[2].copy_(params[2].clone())  # others are looked at
+    with no_warning():
+        optimizer.step()
+        optimizer.resync_master()
+
+
+def test_a_warning_that_is_an_error_is_one_again():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    train(optimizer, params, 1)
+    load_threes(params)
+    for _ in range(2):
+        with no_warning(), pytest.raises(UserWarning, match="resync_master"):
+            optimizer.step()
+    assert all(p.eq(3.0).all() for p in params)
+
+
 def test_masters_are_compared_only_where_somebody_wrote(monkeypatch):
     """Whoever compares waits for the device."""
     params = model(dtype=torch.bfloat16)

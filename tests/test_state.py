@@ -12,7 +12,7 @@ from fusedstep import testing
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from tests.conftest import TESTED_BACKENDS, device_of
-from tests.training import assert_same, every_class, model, stored, train
+from tests.training import assert_same, every_class, model, no_warning, stored, train
 
 each_mode = pytest.mark.parametrize("mode", testing.MODES, ids=lambda mode: mode.id)
 
@@ -252,3 +252,21 @@ def test_a_count_that_is_a_number_is_not_rounded():
     optimizer.state[p]["step"] = 2**24 + 1
     train(optimizer, params, 1)
     assert optimizer.state[p]["step"] == 2**24 + 2
+
+
+def test_given_masters_are_no_edit():
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    for p in params:
+        optimizer.state[p]["master_param"] = torch.full(p.shape, 9.0)
+    with no_warning():
+        train(optimizer, params, 2)
+
+
+def test_a_master_put_in_by_hand_is_taken_out_where_none_is_kept():
+    (p,) = params = model((4,), dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params)
+    train(optimizer, params, 2)
+    optimizer.state[p]["master_param"] = torch.full((4,), 9.0)
+    train(optimizer, params, 1)
+    assert "master_param" not in optimizer.state[p]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +35,7 @@ class KeepsState(Algorithm):
         """Copy parameters into their float32 masters. Call it after editing the parameters
         (``model.load_state_dict``); otherwise the next step undoes the edit."""
         for p, state in self.state.items():
-            if isinstance(p, torch.Tensor) and MASTER in state and _has_memory_of(p, state[MASTER]):
+            if isinstance(p, torch.Tensor) and MASTER in state and _both_there(p, state[MASTER]):
                 state[MASTER].copy_(p)
         if self._plan is not None:
             self._plan.write_counts.take_edits()
@@ -43,29 +43,29 @@ class KeepsState(Algorithm):
     def _warn_of_edits(self, plan: Plan) -> None:
         """Warn if a parameter that is about to move is not its master, rounded."""
         counts = plan.write_counts
-        different = [p for p in counts.mastered if not _same(p, self.state[p][MASTER])]
-        counts.take_edits(p for p in different if p.grad is None)
+        pairs = ((p, self.state[p][MASTER]) for p in counts.mastered)
+        # Whoever froze a parameter may have moved or freed its master: no step reads it meanwhile.
+        different = _different(
+            (p, master)
+            for p, master in pairs
+            if p.grad is not None or (p.device == master.device and _both_there(p, master))
+        )
         if any(p.grad is not None for p in different):
             warn(
                 f"{type(self).__name__}: 16-bit parameters were edited or loaded since the last "
                 f"step, but their float32 masters were not. The step continues from the masters "
                 f"and overwrites the edit. After an edit, call `optimizer.resync_master()`."
             )
+        counts.take_edits(p for p in different if p.grad is None)  # last, as to warn may raise
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; groups name the algorithm that wrote them."""
-
-        def name_algorithm(_, saved):  # the first hook: others may make another of it
-            # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers
-            # of two classes may share a group's dict. What is written to here is a copy.
-            for group in saved["param_groups"]:
+        # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers of
+        # two classes may share a group's dict.
+        for group in self.param_groups:
+            if group.get("algorithm") != self.rule:
                 group["algorithm"] = self.rule
-
-        hook = self.register_state_dict_post_hook(name_algorithm, prepend=True)
-        try:
-            return super().state_dict()
-        finally:
-            hook.remove()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their precision: they are not cast to the parameter's dtype.
@@ -92,10 +92,11 @@ class KeepsState(Algorithm):
         def keep_from_torch(_, loaded):  # the last hook: others may have made another of it
             if self._loading is None:  # an interrupt may have left an earlier hook of ours
                 self._loading = loaded
+                clipped[:] = [group.get("max_grad_norm") for group in self.param_groups]
             return {**loaded, "state": {}}
 
         self._loading = None
-        clipped = [group["max_grad_norm"] for group in self.param_groups]
+        clipped: list[Any] = []
         hook = self.register_load_state_dict_pre_hook(keep_from_torch)
         try:
             super().load_state_dict(state_dict)
@@ -108,13 +109,13 @@ class KeepsState(Algorithm):
 
     def _load_warnings(self, loaded: dict[str, Any], clipped: list[Any]) -> Iterator[str]:
         """What may not have been meant of what was loaded. ``clipped``: max_grad_norm before."""
-        for group, limit in zip(self.param_groups, clipped, strict=True):
-            if limit is not None and group["max_grad_norm"] is None:
-                yield (
-                    f"max_grad_norm was {limit}, and is None now, as in the checkpoint: gradients "
-                    f"are no longer clipped. To clip them, set it again in `param_groups`."
-                )
-                break
+        limits = zip(clipped, self.param_groups, strict=False)
+        lost = [old for old, g in limits if old is not None and g["max_grad_norm"] is None]
+        if lost:
+            yield (
+                f"max_grad_norm was {lost[0]}, and is None after loading: gradients are no longer "
+                f"clipped. To clip them, set it again in `param_groups`."
+            )
         states = {p: state for p, state in self.state.items() if isinstance(p, torch.Tensor)}
         given = loaded["state"].values()
         masters = any(isinstance(held, dict) and MASTER in held for held in given)
@@ -191,12 +192,18 @@ class KeepsState(Algorithm):
         return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps
 
 
-def _same(p: torch.Tensor, master: torch.Tensor) -> bool:
-    """Whether a parameter is its master, rounded; NaN where that is."""
-    p, master = shards.local(p), shards.local(master).to(p.dtype)
-    return torch.equal(p, master) or bool(((p == master) | (p.isnan() & master.isnan())).all())
+def _different(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """The parameters that are not their masters, rounded, nor NaN as those are. Waits for each
+    device once."""
+    flags: defaultdict[torch.device, list] = defaultdict(list)
+    for p, master in pairs:
+        held, rounded = shards.local(p), shards.local(master).to(p.dtype)
+        unlike = (held != rounded) & ~(held.isnan() & rounded.isnan())
+        flags[held.device].append((p, unlike.any()))
+    columns = (zip(*found, strict=True) for found in flags.values())
+    return [p for params, unlike in columns for p in compress(params, torch.stack(unlike).tolist())]
 
 
-def _has_memory_of(p: torch.Tensor, master: torch.Tensor) -> bool:
-    """Whether a parameter still has what its master is a copy of; who froze it may free it."""
-    return p.shape == master.shape and not memory.is_missing(p)
+def _both_there(p: torch.Tensor, master: torch.Tensor) -> bool:
+    """Whether a parameter and its master have memory; who froze a parameter may free it."""
+    return p.shape == master.shape and not (memory.is_missing(p) or memory.is_missing(master))

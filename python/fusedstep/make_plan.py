@@ -73,7 +73,7 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         kinds.setdefault(kind, []).append(entry)
     sharing = _sharing(planned, states)
     # The words as states have them, which are found at once; those of a checkpoint are others.
-    names = {name for e in planned for name in states[e.param] if name in e.alike.layout}
+    names = {name for e in planned for name in states[e.param] if name in e.alike.layout} | {MASTER}
     had_both = any({"step", MASTER} <= e.state.keys() & e.alike.layout.keys() for e in planned)
     resumed = had_both and not touched  # who has sparse gradients waits for no comparison
     hypers, slots = len(optimizer.hypers), first_slots(numels)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from types import GetSetDescriptorType
 
 import torch
 from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import native, shards
+
+_VERSION = torch.Tensor._version
 
 
 class WriteCounts:
@@ -104,8 +107,9 @@ class WriteCounts:
 
 def _count_writes(tensors: list) -> int:
     """The sum of the versions of tensors, or of what weak references lead to."""
-    if native.module is not None:
-        return native.module.count_writes(torch.Tensor._version, tensors)
+    if native.module is not None and isinstance(_VERSION, GetSetDescriptorType):
+        with torch._C.DisableTorchFunction():  # modes, as set_default_device's, would see each
+            return native.module.count_writes(_VERSION, tensors)
     held = (t() if isinstance(t, weakref.ref) else t for t in tensors)
     return sum(t._version for t in held if t is not None)
 
