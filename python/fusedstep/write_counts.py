@@ -45,6 +45,8 @@ class WriteCounts:
         self._different: list[torch.Tensor] = []  # edited, and no step has undone it yet
         # Writes into all that have masters, when these were last known to be the same.
         self._known = None if resumed else self._writes()
+        # How many a step of all adds, once it was seen: to count twice in each would take long.
+        self._in_a_step: int | None = None
 
     def surveyed(self) -> int:
         """How often torch's operations have written into the states that a survey reads."""
@@ -60,7 +62,10 @@ class WriteCounts:
             return False
         if any(p.grad is not None for p in self._different):
             return True
-        return self._writes() != self._known
+        if self._writes() == self._known:
+            return False
+        self._in_a_step = None
+        return True
 
     def take_edits(self, different: Iterable[torch.Tensor] = ()) -> None:
         """Take all parameters that have masters for the same as these, but for some."""
@@ -88,8 +93,15 @@ class WriteCounts:
         and not wrong."""
         stepping = self._all if gradients == len(self._all) else self._stepping()
         count_changes(self._with_parts(stepping))
-        if self.mastered:
-            self._known = self._writes()
+        if not self.mastered:
+            return
+        before, whole = self._known, stepping is self._all
+        if before is not None and whole and self._in_a_step is not None:
+            self._known = before + self._in_a_step
+            return
+        self._known = self._writes()
+        if before is not None and whole:
+            self._in_a_step = self._known - before
 
     def _stepping(self) -> list[torch.Tensor]:
         """The parameters with a gradient."""
