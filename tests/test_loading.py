@@ -93,6 +93,17 @@ def test_what_a_hook_makes_of_a_state_dict_is_its_own():
         assert [group["algorithm"] for group in saved["param_groups"]] == ["adamw"]
 
 
+def test_a_state_of_another_momentum_is_refused_before_anything_is_loaded():
+    params = model()
+    with_x0, without = fusedstep.MADGRAD(params), fusedstep.MADGRAD(params, momentum=0.0)
+    train(with_x0, params, 1)
+    train(without, params, 1)
+    before = stored(with_x0, params)
+    with pytest.raises(ValueError, match="momentum is 0.9, but .* Give the group that momentum"):
+        with_x0.load_state_dict({**with_x0.state_dict(), "state": without.state_dict()["state"]})
+    assert_same(stored(with_x0, params), before)
+
+
 def test_a_hook_may_add_a_group_to_load_into():
     first, *others = model()
     saved = fusedstep.AdamW([{"params": [first]}, {"params": others}]).state_dict()

@@ -112,6 +112,10 @@ def test_an_entry_of_a_group_that_is_spelled_like_an_option_is_told():
     assert told[0].filename == __file__
     with pytest.warns(UserWarning, match="group 1: 'betas' is no option, .* Did you mean beta1"):
         optimizer.add_param_group({"params": others, "betas": (0.9, 0.95)})
+    with no_warning(), pytest.raises(UserWarning):
+        live = fusedstep.MAdam([first], capturable=True)
+        live.add_param_group({"params": others, "weight_decy": 0.1})
+    assert isinstance(live.param_groups[1]["lr"], torch.Tensor), "the group is whole"
     with no_warning():
         own = {"initial_lr": 0.1, "lr_scale": 0.5, "name": "head", 7: None}
         fusedstep.MAdam([{"params": first, **own, "algorithm": "madam", "backend": "auto"}])
@@ -156,3 +160,11 @@ def test_an_empty_sparse_gradient_is_refused_after_a_step():
     p.grad = p.grad.to_sparse()
     with pytest.raises(ValueError, match="gradient of layout torch.sparse_coo"):
         optimizer.step()
+
+
+def test_live_numbers_made_in_inference_mode_may_be_written_elsewhere():
+    with torch.inference_mode():
+        optimizer = fusedstep.AdamW(model(), capturable=True)
+        optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"].mul_(0.5)  # as schedulers do
+    assert optimizer.param_groups[0]["lr"] == 0.0005

@@ -92,9 +92,6 @@ class AvaGrad(FusedOptimizer):
                 f"{type(self).__name__}: groups have different forms, but the paper's mean covers "
                 f"all of them. Use one form, or an optimizer for each."
             )
-        for g, group in enumerate(groups):
-            if "eta_sq_sum" in group:
-                checks.kept_sums(self.where(g), "eta_sq_sum", group["eta_sq_sum"])
         released = "released" in forms
         return [g if released else 0 for g, group in enumerate(groups) for _ in group["params"]]
 
@@ -125,6 +122,8 @@ class AvaGrad(FusedOptimizer):
         scaled = group["form"] == "released"  # eps, by the root of v's bias correction
         smallest = math.sqrt(checks.least_bias_correction(group["betas"][1])) if scaled else 1.0
         checks.eps_above_rounding(where, group["eps"], smallest, group["params"])
+        if "eta_sq_sum" in group:
+            checks.kept_sums(where, "eta_sq_sum", group["eta_sq_sum"])
 
 
 class AvaGradW(AvaGrad):

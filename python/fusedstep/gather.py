@@ -42,16 +42,16 @@ class Gatherer:
     ):
         self._launches, self._touched = launches, touched
         self._streams = _streams(launch.device for launch in launches)
-        planned = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
+        grad_dtypes = {e.index: launch.grad_dtype for launch in launches for e in launch.entries}
         for i in sharing:
-            del planned[i]
+            del grad_dtypes[i]  # so that no gradient fits
         lists = _lists(optimizer)
         self._lost: list[weakref.ref] = []  # tensors of the plan that no longer exist
         self._lists = Watch(lists)
         self._state = Watch(optimizer.state, only=(*names,), lost=self._lost)
         self._sums = Watch(optimizer.kept_sums(), lost=self._lost)
         self._params = [p for params in lists for p in params]
-        self._dtypes = [planned.get(i) for i in range(len(self._params))]
+        self._dtypes = [grad_dtypes.get(i) for i in range(len(self._params))]
         # Parameters that have stepped but are in no launch: whether that is right may change with
         # their memory.
         aside = (p for p, dtype in zip(self._params, self._dtypes, strict=True) if dtype is None)

@@ -51,13 +51,14 @@ def live_numbers(group: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+@torch.inference_mode(False)  # schedulers write into these outside of inference mode, too
 def make_live(group: dict[str, Any], names: Iterable[str]) -> None:
     """Turn a group's live numbers into 0-d float64 tensors beside its parameters."""
     device = next((p.device for p in group["params"]), None)
 
     def tensor(value):
         if isinstance(value, torch.Tensor):
-            return value.to(device)
+            return value.to(device, copy=value.is_inference())
         return None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
 
     for name, value in live_options(group, names).items():

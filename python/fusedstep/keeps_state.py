@@ -38,7 +38,7 @@ class KeepsState(Algorithm):
             if isinstance(p, torch.Tensor) and MASTER in state and _both_there(p, state[MASTER]):
                 state[MASTER].copy_(p)
         if self._plan is not None:
-            self._plan.write_counts.take_edits()
+            self._plan.write_counts.mark_in_sync()
 
     def _warn_of_edits(self, plan: Plan) -> None:
         """Warn if a parameter that is about to move is not its master, rounded."""
@@ -56,7 +56,7 @@ class KeepsState(Algorithm):
                 f"step, but their float32 masters were not. The step continues from the masters "
                 f"and overwrites the edit. After an edit, call `optimizer.resync_master()`."
             )
-        counts.take_edits(p for p in different if p.grad is None)  # last, as to warn may raise
+        counts.mark_in_sync(p for p in different if p.grad is None)  # last, as to warn may raise
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; groups name the algorithm that wrote them."""
@@ -187,6 +187,7 @@ class KeepsState(Algorithm):
                         known[g, p.dtype] = self.state_layout(p, group)
                     layout, held = known[g, p.dtype], loaded["state"][key]
                     result[p] = state_tensors.adopt(self.where(g, k), p, held, layout)
+                    self.check_state(self.where(g, k), group, result[p])
         params = {key for saved in loaded["param_groups"] for key in saved["params"]}
         others = {key: value for key, value in loaded["state"].items() if key not in params}
         return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps

@@ -87,10 +87,14 @@ class MADGRAD(FusedOptimizer):
 
     def state_layout(self, p, group):
         layout = super().state_layout(p, group)
-        groups = self.param_groups if self.state else ()  # at first none is looked for
-        params = [q for g in groups for q in g["params"]]
-        stepping = (q for q in params if q.grad is not None)  # others may have been left out
-        states = (self.state.get(q, {}) for q in chain(stepping, params))
+        if not self.state:  # at first none is looked for
+            return layout
+
+        def params():  # lazily: usually the first has a count, and this is asked for each group
+            return (q for group in self.param_groups for q in group["params"])
+
+        stepping = (q for q in params() if q.grad is not None)  # others may have been left out
+        states = (self.state.get(q, {}) for q in chain(stepping, params()))
         count = next((state["step"] for state in states if "step" in state), 0)
         layout["step"] = layout["step"]._replace(fill=count)  # one k for all
         return layout
@@ -110,5 +114,5 @@ class MADGRAD(FusedOptimizer):
             raise ValueError(
                 f"{where}: momentum is {group['momentum']!r}, but the parameter has stepped "
                 f"{'with' if self.variant(group) else 'without'} momentum, which keeps another "
-                f"state. Build a new optimizer."
+                f"state. Give the group that momentum, or build a new optimizer."
             )

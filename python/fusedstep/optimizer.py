@@ -225,6 +225,6 @@ class FusedOptimizer(KeepsState):
         except Exception:
             self.param_groups.pop()
             raise
-        options.warn_of_unknown(where, given, self.defaults)
         if self.capturable:
             graphs.make_live(self.param_groups[-1], self.defaults)
+        options.warn_of_unknown(where, given, self.defaults)  # last, as to warn may raise

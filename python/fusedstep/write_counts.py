@@ -67,8 +67,8 @@ class WriteCounts:
         self._in_a_step = None
         return True
 
-    def take_edits(self, different: Iterable[torch.Tensor] = ()) -> None:
-        """Take all parameters that have masters for the same as these, but for some."""
+    def mark_in_sync(self, different: Iterable[torch.Tensor] = ()) -> None:
+        """From now on, only parameters in ``different`` differ from their masters."""
         self._different, self._known = [*different], self._writes()
 
     def _writes(self) -> int:
