@@ -87,3 +87,22 @@ def test_a_beta_prod_that_may_be_above_its_bound_has_it_anew(cls, rounded, to, b
         train(optimizer, params, 2)
         found.append(stored(optimizer, params))
     assert_same(*found)
+
+
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "bucket"])
+@dtypes
+def test_what_lies_in_a_faded_beta_prod_changes_no_bit(dtype, offset, backend, device):
+    """Where beta depends on it: a NaN would make it the lower limit."""
+    found = []
+    for value in (0.0, torch.nan):
+        (p,) = params = model((5000,), dtype=dtype, device=device)
+        optimizer = fusedstep.MAdam(params, beta2_range=(0.3, 0.7), backend=backend)
+        train(optimizer, params, 1)
+        optimizer.state[p]["beta_prod"].fill_(value)
+        optimizer.state[p]["beta_prod_bound"].fill_(2.0**-60)
+        memory = torch.empty(5001, dtype=dtype, device=device)
+        factor = torch.linspace(0.1, 9, 5000, device=device)
+        p.grad = memory[offset : offset + 5000].copy_(p.grad * factor)
+        optimizer.step()
+        found.append(p.detach().clone())
+    assert torch.equal(*found)

@@ -221,9 +221,9 @@ def test_a_parameter_that_is_listed_twice_is_told():
         optimizer.step()
 
 
-@pytest.mark.parametrize("cls", [fusedstep.LAMB, fusedstep.AvaGrad, fusedstep.AdamW])
-def test_a_gradient_that_is_not_aligned_holds_up_no_other_column(cls, monkeypatch):
-    """Nor LAMB's second pass and AvaGrad's survey, which do not read it."""
+@pytest.fixture
+def ways(monkeypatch):
+    """Which way each block of Triton's kernels goes: constants of ``apply_block``, by name."""
     if reason := BACKENDS["triton"].why_not(torch.device("cpu")):
         pytest.skip(f"interpreted kernels show which way they go, but {reason}")
     from fusedstep.kernels import multi_tensor_apply
@@ -233,14 +233,35 @@ def test_a_gradient_that_is_not_aligned_holds_up_no_other_column(cls, monkeypatc
     def watched(*given):
         of = dict(zip(apply_block.arg_names, given, strict=True))
         names = ("READS_GRAD", "READS_PARAM", "WHOLE", "WHOLE_GRAD")
-        found.append(tuple(bool(getattr(of[name], "value", of[name])) for name in names))
+        found.append({name: bool(getattr(of[name], "value", of[name])) for name in names})
         return apply_block(*given)
 
     monkeypatch.setattr(multi_tensor_apply, "apply_block", watched)
+    return found
+
+
+@pytest.mark.parametrize("cls", [fusedstep.LAMB, fusedstep.AvaGrad, fusedstep.AdamW])
+def test_a_gradient_that_is_not_aligned_holds_up_no_other_column(cls, ways):
+    """Nor LAMB's second pass and AvaGrad's survey, which do not read it."""
     p = torch.nn.Parameter(torch.ones(4096))
     p.grad = torch.ones(4097)[1:]
     cls([p], backend="triton").step()
-    for reads_grad, reads_param, *whole in found:
-        norm = reads_grad and not reads_param
-        assert whole == [not norm, not reads_grad]
-    assert found
+    for way in ways:
+        norm = way["READS_GRAD"] and not way["READS_PARAM"]
+        assert (way["WHOLE"], way["WHOLE_GRAD"]) == (not norm, not way["READS_GRAD"])
+    assert ways
+
+
+@pytest.mark.parametrize("place", ["grad", "param", "exp_avg"])
+def test_a_column_8_bytes_beside_a_boundary_is_not_aligned(place, ways):
+    """No processor minds here, and a GPU does."""
+    beside = torch.ones(4098)[2:]
+    p = torch.nn.Parameter(beside if place == "param" else torch.ones(4096))
+    p.grad = beside if place == "grad" else torch.ones(4096)
+    optimizer = fusedstep.AdamW([p], backend="triton")
+    optimizer.step()
+    if place == "exp_avg":
+        optimizer.state[p]["exp_avg"] = beside
+    ways.clear()
+    optimizer.step()
+    assert {(way["WHOLE"], way["WHOLE_GRAD"]) for way in ways} == {(place == "grad", False)}

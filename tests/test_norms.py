@@ -6,12 +6,22 @@ from functools import partial
 import fusedstep
 import pytest
 import torch
+from fusedstep import shards
+from fusedstep.sums import Sums
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
 from tests.distributed import distribute, give_parts, spawn, train_both, with_gradients
 from tests.test_sums import parameters
-from tests.training import assert_same, model, on_every_backend, root, stored, train
+from tests.training import (
+    assert_same,
+    give_gradients,
+    model,
+    on_every_backend,
+    root,
+    stored,
+    train,
+)
 
 
 def test_a_limit_of_one_group_alone_is_obeyed():
@@ -205,6 +215,43 @@ def what_one_process_finds_skips_the_step_of_all():
 
 def test_what_one_process_finds_skips_the_step_of_all():
     spawn(what_one_process_finds_skips_the_step_of_all)
+
+
+@pytest.mark.parametrize(
+    "cls, options",
+    [
+        (fusedstep.AvaGrad, {}),
+        (fusedstep.AvaGrad, {"form": "released"}),
+        (fusedstep.LAMB, {}),
+        (fusedstep.AdamW, {"max_grad_norm": 0.5}),
+    ],
+)
+def test_kernels_write_sums_of_parts_and_read_joined_ones(
+    cls, options, backend, device, alone, monkeypatch
+):
+    join, found = Sums.join, []
+
+    def join_with_another(sums):
+        """As with a process that holds as much."""
+        for result in sums.results:
+            result.mul_(2)
+        join(sums)
+        for result in sums.results:
+            result.div_(2)
+
+    monkeypatch.setattr(shards, "axes", lambda p: (shards.Axis(alone, 0),))
+    monkeypatch.setattr(Sums, "join", join_with_another)
+    for by, where in ((backend, device), ("reference", "cpu")):
+        whole = model((300,), (2000,), device=where)
+        mesh = alone if where == "cpu" else init_device_mesh(where, (1,))
+        params = distribute(whole, mesh, [[Shard(0)], [Shard(0)]])
+        optimizer = cls(params, backend=by, **options)
+        for t in range(3):
+            give_gradients(whole, t)
+            give_parts(params, whole)
+            optimizer.step()
+        found.append(torch.cat([p.detach().to_local().cpu() for p in params]))
+    assert torch.equal(*found)
 
 
 def test_to_clip_at_0_is_refused_with_what_switches_clipping_off():

@@ -75,6 +75,24 @@ def test_a_chunk_beyond_32_bits_is_found(cls, backend, device, monkeypatch):
     assert torch.equal(far[0], near[0])
 
 
+@on_every_backend
+def test_a_chunk_may_be_followed_by_more_than_31_bits(cls, backend, device, monkeypatch):
+    """The first one of a tensor of more than 2^31 elements, whose others do not exist."""
+    apply = BACKENDS[backend].apply
+
+    def apply_first(launch, work):
+        launch.numel += 2**31
+        apply(launch, work)
+        launch.numel -= 2**31
+
+    near, far = (model((CHUNK,), device=device) for _ in range(2))
+    for params in (near, far):
+        if params is far:
+            monkeypatch.setattr(BACKENDS[backend], "apply", apply_first)
+        train(cls(params, backend=backend, max_grad_norm=0.5), params, 2)
+    assert torch.equal(far[0], near[0])
+
+
 @every_class
 def test_a_thousand_steps_leave_nothing_behind(cls):
     params = model()
