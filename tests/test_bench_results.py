@@ -70,7 +70,9 @@ def test_an_interrupted_run_keeps_what_it_has(kind, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(measure, "_rows", interrupted)
     names = ["--algorithms", "adamw,lamb", "--peers", "none", "--rounds", "2"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     status, out = bench(tmp_path, "--set", "2x2000", *names)
+    signal.signal(signal.SIGINT, before)
     assert status == 130
     (found,) = results.read(out)["rows"]
     assert found["algorithm"] == "AdamW" and found["yardstick_share"] > 0
