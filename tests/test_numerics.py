@@ -225,8 +225,10 @@ def test_threads_that_torch_started_while_it_flushed_do_not_flush():
         p, optimizer = subnormals()
         optimizer.step()
         found.append(optimizer.state[p]["exp_avg"])
+        found.append(testing.run(CASE, F32, "chunk", "cpu"))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
     assert (found[0] != 0).all()  # compared here: that thread's workers flush still
+    assert not testing.differences(found[1], testing.run(CASE, F32, "chunk", "reference"))

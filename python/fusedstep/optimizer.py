@@ -214,7 +214,6 @@ class FusedOptimizer(KeepsState):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; if a hyper-parameter is out of range, the whole group is refused."""
-        given = dict(param_group) if isinstance(param_group, dict) else {}
         super().add_param_group(param_group)
         options.make_plain(self.param_groups[-1], self.defaults)
         self._plan = None
@@ -227,4 +226,5 @@ class FusedOptimizer(KeepsState):
             raise
         if self.capturable:
             graphs.make_live(self.param_groups[-1], self.defaults)
-        options.warn_of_unknown(where, given, self.defaults)  # last, as to warn may raise
+        # last, as to warn may raise
+        options.warn_of_unknown(where, self.param_groups[-1], self.defaults)

@@ -163,10 +163,10 @@ class Norm(Sums):
 
     def join(self) -> None:
         super().join()
-        if (parts := self._parts).shape[0] > 1:
-            while parts.shape[0] > 1:  # so the order is the same on every device
-                half = parts.shape[0] // 2
-                parts = parts[:half] + parts[half:]
+        parts = self._parts
+        while half := parts.shape[0] // 2:  # so the order is the same on every device
+            parts = parts[:half] + parts[half:]
+        if parts is not self._parts:
             self.total.copy_(parts[0])
         if self._skip is not None:
             self._skip.copy_(self.total - self.total)  # 0, or NaN where it is not finite
