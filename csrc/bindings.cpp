@@ -1,4 +1,4 @@
-// fusedstep._native: raw addresses in, nothing of torch. launch.py knows the Launch's fields.
+// fusedstep._native: takes raw addresses, knows nothing of torch. launch.py fills in a Launch.
 #include <pybind11/pybind11.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>

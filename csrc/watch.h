@@ -1,4 +1,4 @@
-// Whether what a step was planned on is still there: looked at by identity.
+// Whether the objects that a step was planned on are still there: compared by identity.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,10 +12,10 @@ namespace fusedstep {
 class Watch {
  public:
   // names: keys of dicts; entries under them are left out, or with `only` those under all other
-  // words. found: an empty list that is given what the tree holds, every dict and list followed by
-  // what it holds itself. Whoever makes a Watch keeps that alive, where Python's garbage collector
-  // sees it, or asks no more once some of it is gone. Dicts and lists may go, as they are looked
-  // into.
+  // strings. found: an empty list, which is filled with what the tree holds, every dict and list
+  // followed by what it holds itself. Whoever makes a Watch keeps these objects alive, where
+  // Python's garbage collector sees them, or asks no more once one is gone. Dicts and lists may go,
+  // as their contents are compared.
   Watch(const pybind11::object& tree, const pybind11::tuple& names, bool only,
         const pybind11::list& found)
       : names_(names), only_(only) {

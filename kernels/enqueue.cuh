@@ -26,7 +26,7 @@ using emulation::shared_memory;
 #endif
 
 // Adds to a count of blocks and returns what it was. What the thread, or its block before a
-// barrier, did before is seen by whoever adds after it and then calls see_others.
+// barrier, wrote before is visible to a thread that adds later and then calls see_others.
 __device__ __forceinline__ unsigned add_in_order(unsigned* count, unsigned more) {
 #ifdef __CUDACC__
   unsigned before;
@@ -40,9 +40,9 @@ __device__ __forceinline__ unsigned add_in_order(unsigned* count, unsigned more)
 #endif
 }
 
-// Acquires what all others have released: an addition reads them through the additions between, and
-// a fence after a read acquires (PTX's acquire pattern). Only the last block needs it, and it
-// empties the multiprocessor's first-level cache.
+// Acquires what all earlier additions have released: this thread's addition has read them, through
+// the additions between, and a fence after a read acquires (PTX's acquire pattern). Only the last
+// block calls it, because it empties the multiprocessor's first-level cache.
 __device__ __forceinline__ void see_others() {
 #ifdef __CUDACC__
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
@@ -77,7 +77,7 @@ inline bool is_misfit(cudaError_t status) {
 }
 
 // Blocks that share a chunk. Small pieces let all blocks work in a narrow stretch of every column,
-// which memory likes; chunks that are mostly empty are not worth more than one.
+// which is faster; chunks that are mostly empty are not worth more than one.
 inline unsigned pieces(const Launch& launch) {
   return 2 * launch.elements > launch.chunks * kChunk ? 2 : 1;
 }

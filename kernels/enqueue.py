@@ -98,8 +98,8 @@ def apply(launch, work) -> None:
             sums.partial, sums.partial.shape[1], launch.slot, work.segment, sums.segment_begin,
             sums.segment_chunks, sums.segment_sums, sums.segment_result, sums.arrived,
         )  # fmt: skip
-    # Kernels are compiled for whether there is a scale: not those that have no use for it, or a
-    # CUDA graph that captures the first use of one would have to load it.
+    # With and without a scale, kernels are compiled separately. Those that do not use it are given
+    # none, or a CUDA graph that captures the first scaled step would have to load another kernel.
     grad_scale = launch.grad_scale if work.facts.READS_GRAD else None
     with np.errstate(all="ignore") if INTERPRETED else torch.cuda.device(launch.device):
         multi_tensor_apply[grid](

@@ -93,11 +93,11 @@ __device__ __forceinline__ void finish_unit(const Launch& launch, const Columns<
   turn = (turn + 1) % Lanes<Rule>::kTurns;
 }
 
-// A thread's units of n elements. Whole ones are loaded before the one in front is updated: memory
-// works while the rule does. A gradient that alone is not aligned, as parts of a flat buffer often
-// are (of DistributedDataParallel, of fully_shard), is loaded element by element; what is left, or
-// not aligned, goes so in all columns. Each way has its own loop: in one loop the compiler would
-// take all stores apart.
+// A thread's units of n elements. A whole one is loaded before the one in front is updated: memory
+// works while the rule does. If only the gradient is not aligned, as parts of a flat buffer often
+// are (of DistributedDataParallel, of fully_shard), it is loaded element by element. So are all
+// columns of what is left, and of tensors that are not aligned. Each of these cases has its own
+// loop: in one loop the compiler would split all stores.
 template <class Rule>
 __device__ __forceinline__ void apply_piece(const Launch& launch, const Prologue<Rule>& now,
                                             typename Rule::opmath scale, std::int64_t tensor,

@@ -106,9 +106,9 @@ def apply_block(
     return sums
 
 
-# Programs come and go, a few for each chunk: the hardware hands them out as multiprocessors become
-# free, all work in a narrow stretch of every column, which memory likes, and a prologue (dependent
-# loads, float64) hides behind the traffic of others.
+# Programs are short-lived, a few for each chunk: the hardware starts them as multiprocessors become
+# free, all work in a narrow stretch of every column, which is faster, and a prologue (dependent
+# loads, float64) is hidden by the memory traffic of others.
 # Tables and sizes are not specialised on: that would compile a kernel per model.
 @triton.jit(do_not_specialize=[
     "address", "grad", "numel", "row", "chunk", "hyper", "source", "grad_scale", "found_inf",

@@ -151,8 +151,8 @@ def fold(lanes):
     """The sum of a block by halving (N7)."""
     n: tl.constexpr = lanes.shape[0]
     halves = tl.reshape(lanes, (2, n // 2)) if n > 1 else lanes
-    # Split, halves come to lie side by side in a thread, and so do those of the next levels. Which
-    # levels: the fewest barriers and accesses to shared memory, in the code of Triton 3.6 and 3.9.
+    # A split puts both halves, of this level and of the next ones, into one thread. It is used on
+    # the levels that give the fewest barriers and accesses to shared memory in Triton 3.6 and 3.9.
     if n > 32 and n != 512:
         low, high = tl.split(tl.trans(halves))
         return fold(low + high)

@@ -15,7 +15,7 @@ template <class T>
 constexpr int kUnit = 16 / int(sizeof(T));
 
 // A unit in registers, its bits as they lie in memory; 16-bit elements fill the first half.
-// Widening is a step of its own, so that one column is not waited for before the next is under way.
+// Widening is a step of its own, so that all columns' loads are issued before one is waited for.
 struct Bits {
   std::uint32_t word[4];
 };

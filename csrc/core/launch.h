@@ -49,7 +49,7 @@ struct Launch {
   const std::int64_t* segment_begin = nullptr;    // [S + 1] slots
   const std::int64_t* segment_chunks = nullptr;   // [S] that one step's launches bring
   const std::uint64_t* segment_sums = nullptr;    // [S] addresses of float64 [kSums] to read
-  const std::uint64_t* segment_result = nullptr;  // [S] and to write: the same, or a share of it
+  const std::uint64_t* segment_result = nullptr;  // [S] and to write: the same, or this process's
   std::uint32_t* arrived = nullptr;               // [S] chunks; 0 between steps
 
   DType param_dtype = DType::f32;

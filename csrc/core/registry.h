@@ -1,6 +1,6 @@
 // The compiled kernels: two lists that <algo>.cpp and <algo>.cu files join when the module is
 // loaded. Plain data, because every level's copy of this code runs before it is known whether the
-// processor has it.
+// processor supports the level.
 #pragma once
 
 #include "core/rule.h"

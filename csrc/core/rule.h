@@ -32,8 +32,8 @@ struct RuleDefaults {
   static constexpr int kFading = -1;  // the state that, once zero everywhere, stays zero, or -1
   static constexpr int kSums = 0;
   static constexpr bool kEmits = false;
-  static constexpr bool kCounted = false;      // the last sum counts who took part, 1 or 0 each
-  static constexpr bool kKeepsAbsent = false;  // a tensor without a gradient keeps its share
+  static constexpr bool kCounted = false;      // the last sum counts elements, 1 or 0 each
+  static constexpr bool kKeepsAbsent = false;  // without a gradient, a tensor keeps its share
   // What memory the pass touches. One that moves no parameter is no step: counts and carried
   // scalars stay.
   static constexpr bool kReadsGrad = true, kReadsParam = true;

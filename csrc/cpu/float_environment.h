@@ -21,7 +21,7 @@ class FloatEnvironment {
 
  private:
 #if defined(__x86_64__)
-  using State = unsigned;  // MXCSR; <cfenv> would take longer, for x87's beside it
+  using State = unsigned;  // MXCSR; <cfenv> takes longer: it serves x87 too
   static State get() { return _mm_getcsr(); }
   static void set(State state) { _mm_setcsr(state); }
   static void set_default() { set(0x1F80); }  // all masked, to nearest, no FTZ, no DAZ

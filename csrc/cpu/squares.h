@@ -8,8 +8,8 @@
 namespace fusedstep {
 inline namespace FUSEDSTEP_LEVEL {
 
-// lanes[i] += x[i]^2 over a vector. The square of a float32 is exact in float64, so that a fused
-// product and sum rounds as both would (N3).
+// lanes[i] += x[i]^2 over a vector. The square of a float32 is exact in float64, so a fused
+// multiply-add rounds as the two separate operations do (N3).
 #if defined(__AVX512F__)
 FUSEDSTEP_HD void add_square(__m512d x, double* lanes) {
   _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_loadu_pd(lanes), _mm512_mul_pd(x, x)));

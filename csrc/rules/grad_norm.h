@@ -1,4 +1,4 @@
-// The squared norm of all gradients, for max_grad_norm. No algorithm: it moves nothing.
+// The squared norm of all gradients, for max_grad_norm and skip_nonfinite. It updates nothing.
 #pragma once
 
 #include "core/rule.h"

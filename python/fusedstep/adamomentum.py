@@ -25,7 +25,7 @@ class AdaMomentum(FusedOptimizer):
         params: parameters or parameter groups.
         lr: learning rate.
         betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1).
-        eps: enters the stored v in every step; > 0 in the parameter's arithmetic.
+        eps: added to the stored v in every step; > 0, also when rounded to float32 (float64).
         weight_decay: wd.
         decoupled_weight_decay: decay the parameter before the step instead of adding ``wd p`` to
             the gradient. The paper has no decay.

@@ -1,4 +1,4 @@
-"""What an algorithm's class says of itself, and what it may override."""
+"""What an algorithm's class declares, and what it may override."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Algorithm(torch.optim.Optimizer):
     and the options that all have."""
 
     rule: ClassVar[str]  # stem of the algorithm in every layer
-    like_torchs: ClassVar[bool] = False  # whether torch has the same, whose checkpoints load
+    like_torchs: ClassVar[bool] = False  # whether torch has the same class, whose checkpoints load
     constants: ClassVar[tuple[str, ...]] = ()  # bits of the kernel variant, lowest first
     hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
     passes: ClassVar[tuple[int, ...]] = (0,)  # over memory, in one step: bits added to the variant
-    survey: ClassVar[int | None] = None  # bits of the pass that brings the sums a step starts from
-    surveyed_states: ClassVar[tuple[str, ...]] = ()  # what it reads
+    survey: ClassVar[int | None] = None  # bits of the pass that makes the sums a step starts from
+    surveyed_states: ClassVar[tuple[str, ...]] = ()  # which it reads
 
     backend = Chosen(("auto",), BACKENDS)
     master_weights = Chosen((False, True))
@@ -87,15 +87,15 @@ class Algorithm(torch.optim.Optimizer):
         return "sparse gradients are not supported"
 
     def check_group(self, where: str, group: dict[str, Any]) -> None:
-        """Raise on a hyper-parameter outside its range. Not asked where only ``lr`` has changed."""
+        """Raise on a hyper-parameter outside its range. Not called if only ``lr`` has changed."""
         options.check_common(where, group, self.defaults)
 
     def check_state(self, where: str, group: dict[str, Any], state: dict[str, Any]) -> None:
-        """Raise on a parameter's state that the group's options cannot go on from."""
+        """Raise if the group's options do not allow a step from a parameter's state."""
 
     def _hyper_values(self, group: dict[str, Any]) -> tuple:
         known = {**group, "lr": options.rate(group), "released": group["form"] == "released"}
-        if "betas" in self.defaults:  # a group may have a user's own
+        if "betas" in self.defaults:  # else an entry of a group is its user's own
             known["beta1"], known["beta2"] = group["betas"]
         known |= self.other_hypers(group)
         return tuple(map(known.__getitem__, self.hypers))

@@ -33,8 +33,8 @@ class AvaGrad(FusedOptimizer):
             released form, each group on one).
         lr: learning rate.
         betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1).
-        eps: added to the root of the second moment; > 0 in the parameter's arithmetic. A change of
-            a 0-d tensor is seen by the mean one step late.
+        eps: added to the root of the second moment; > 0, also when rounded to float32 (float64).
+            The mean sees a change of a 0-d tensor one step late.
         weight_decay: wd, added to the gradient as ``wd p`` (AvaGradW: decay before the step).
         skip_zero_second_moment: leave coordinates whose v is 0 out of the mean. One coordinate that
             never had a gradient has eta = 1/eps, which dominates the mean where eps is small.

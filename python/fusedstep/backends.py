@@ -1,4 +1,4 @@
-"""Backends: who can run a launch, and how. One that was asked for never falls back to another."""
+"""Backends: which can run a launch, and how. One chosen by name never falls back to another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Backend(Protocol):
 
     @abstractmethod
     def prepare(self, launch: Launch, work: Pass) -> None:
-        """Find the kernel of one pass, while a step is planned: an error loses nothing."""
+        """Find the kernel of one pass, while a step is planned: an error then changes nothing."""
 
     @abstractmethod
     def apply(self, launch: Launch, work: Pass) -> None:
@@ -200,7 +200,7 @@ def choose(name: str, device: torch.device) -> Backend:
     Raises:
         RuntimeError: the backend cannot serve the device; the message has its reason.
     """
-    if name != "auto" and name not in BACKENDS:  # the optimizer was pickled where it was
+    if name != "auto" and name not in BACKENDS:  # it was where the optimizer was pickled
         raise RuntimeError(
             f"backend {name!r} is not registered here. Import the module that registers it, or "
             f'assign `optimizer.backend = "auto"`.'

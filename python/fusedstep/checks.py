@@ -60,8 +60,8 @@ def one_of(where: str, name: str, value, choices: tuple) -> None:
 
 
 def flags(where: str, group: dict, *names: str) -> None:
-    """Require options to be True or False (1 or 0), and not in a tensor, which would choose a
-    kernel now and be read as a number by it later."""
+    """Require options to be True or False (1 or 0), and not tensors: a tensor's value now would
+    choose the kernel, which would read a later value."""
     for name in names:
         value = group[name]
         if isinstance(value, torch.Tensor) or value not in (False, True):
@@ -69,7 +69,7 @@ def flags(where: str, group: dict, *names: str) -> None:
 
 
 def decay_of_its_own(where: str, group: dict, decoupled: bool, twin: str) -> None:
-    """Require the weight decay of a class, which has a twin with the other one."""
+    """Require the class's own kind of weight decay; its twin has the other kind."""
     if (said := group["decoupled_weight_decay"]) != decoupled:
         raise ValueError(
             f"{where}: decoupled_weight_decay is {said!r}, which is {twin}'s. If the group "
@@ -129,7 +129,7 @@ def max_grad_norm(where: str, value) -> None:
 
 
 def kept_sums(where: str, name: str, value) -> None:
-    """Require what an optimizer keeps in a group, in memory that kernels write: two numbers."""
+    """Require the two sums that an optimizer keeps in a group, in a tensor that kernels write."""
     fits = isinstance(value, torch.Tensor) and value.shape == (2,) and value.dtype in HYPER_DTYPES
     if not fits or memory.is_missing(value):
         raise ValueError(

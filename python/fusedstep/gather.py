@@ -1,6 +1,6 @@
-"""Whether a plan still fits, and where a step's gradients are: looked at in every step.
+"""Whether a plan still fits, and where a step's gradients are: checked in every step.
 
-Where all is as planned, csrc/gather.h finds it so; what it cannot tell is looked at here.
+csrc/gather.h confirms that all is as planned; what it cannot confirm is checked here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Gatherer:
     Args:
         launches: the plan's, which still have their entries.
         touched: by parameter, what its sparse gradient touches; such a plan is for one step.
-        sharing: parameters, by index, whose memory others share: a gradient needs another plan.
-        names: of what optimizers keep in states. What others keep there may change in each step.
+        sharing: parameters, by index, whose memory others share: if one has a gradient, plan anew.
+        names: of what optimizers keep in states. What other code keeps there may change any time.
         by_address: whether the launches' backends take addresses, not tensors.
     """
 
@@ -52,8 +52,8 @@ class Gatherer:
         self._sums = Watch(optimizer.kept_sums(), lost=self._lost)
         self._params = [p for params in lists for p in params]
         self._dtypes = [grad_dtypes.get(i) for i in range(len(self._params))]
-        # Parameters that have stepped but are in no launch: whether that is right may change with
-        # their memory.
+        # Parameters that have stepped but are in no launch: whether they belong in one may change
+        # with their memory.
         aside = (p for p, dtype in zip(self._params, self._dtypes, strict=True) if dtype is None)
         self._aside = [p for p in aside if "step" in optimizer.state.get(p, {})]
         self._looked = [*map(_look, self._aside)]
@@ -143,7 +143,7 @@ def _native_gatherer(
     params: list[torch.Tensor], dtypes: list[int], places: list[int], fixed: list[torch.Tensor]
 ):
     """What reads and checks gradients without Python's attribute calls (csrc/gather.h); None before
-    torch 2.10, and where a parameter is no tensor or makes its gradient itself."""
+    torch 2.10, and where a parameter is no tensor or overrides ``grad``."""
     if native.module is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
     try:

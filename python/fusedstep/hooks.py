@@ -18,10 +18,10 @@ R = TypeVar("R")
 
 
 def with_hooks(step: Callable[P, R]) -> Callable[P, R]:
-    """What torch makes of every optimizer's ``step(self, closure=None)``: it runs hooks, and a
-    profiler sees its name. That costs as much as a hundred small tensors, so it is left out where
-    there is neither hook nor profiler; and where a subclass overrides ``step``, which torch then
-    wraps itself, so that hooks would run again within."""
+    """Wrap ``step(self, closure=None)`` as torch wraps every optimizer's: run hooks, and show its
+    name to a profiler. That costs as much as a hundred small tensors, so it is left out where there
+    is neither hook nor profiler; also where a subclass overrides ``step``: torch wraps that itself,
+    and hooks would run twice."""
     hooked = Optimizer.profile_hook_step(step)
 
     @functools.wraps(step)
@@ -37,7 +37,7 @@ def with_hooks(step: Callable[P, R]) -> Callable[P, R]:
             return hooked(*args, **kwargs)
         return step(*args, **kwargs)
 
-    wrapper.__dict__.update(hooked=True, runs_own_hooks=True)  # hooked, or torch would do it again
+    wrapper.__dict__.update(hooked=True, runs_own_hooks=True)  # else torch would wrap it again
     return wrapper
 
 

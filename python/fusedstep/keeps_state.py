@@ -24,7 +24,7 @@ class KeepsState(Algorithm):
     torch's Optimizer, except that loaded states keep their dtype."""
 
     _captured: list[tuple]  # what CUDA graphs read in their replays
-    _in_graph = False  # whether one has the plan of now
+    _in_graph = False  # whether one has captured the present plan
     _norm_sq: torch.Tensor | None  # of the last step
     _plan: Plan | None  # of the next step
     backends_in_use: dict[str, str]
@@ -41,7 +41,7 @@ class KeepsState(Algorithm):
             self._plan.write_counts.mark_in_sync()
 
     def _warn_of_edits(self, plan: Plan) -> None:
-        """Warn if a parameter that is about to move is not its master, rounded."""
+        """Warn if a parameter that is about to be updated differs from its rounded master."""
         counts = plan.write_counts
         pairs = ((p, self.state[p][MASTER]) for p in counts.mastered)
         # Whoever froze a parameter may have moved or freed its master: no step reads it meanwhile.
@@ -56,12 +56,12 @@ class KeepsState(Algorithm):
                 f"step, but their float32 masters were not. The step continues from the masters "
                 f"and overwrites the edit. After an edit, call `optimizer.resync_master()`."
             )
-        counts.mark_in_sync(p for p in different if p.grad is None)  # last, as to warn may raise
+        counts.mark_in_sync(p for p in different if p.grad is None)  # last, as a warning may raise
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; groups name the algorithm that wrote them."""
-        # Groups have this entry, as torch's flattened state dicts keep no other; but optimizers of
-        # two classes may share a group's dict.
+        # It is an entry of groups, because torch's flattened state dicts keep no others. It is set
+        # here, because optimizers of two classes may share a group's dict.
         for group in self.param_groups:
             if group.get("algorithm") != self.rule:
                 group["algorithm"] = self.rule
@@ -89,7 +89,7 @@ class KeepsState(Algorithm):
                 ``master_weights`` is False.
         """
 
-        def keep_from_torch(_, loaded):  # the last hook: others may have made another of it
+        def keep_from_torch(_, loaded):  # the last hook: earlier ones may have replaced it
             if self._loading is None:  # an interrupt may have left an earlier hook of ours
                 self._loading = loaded
                 clipped[:] = [group.get("max_grad_norm") for group in self.param_groups]
@@ -108,7 +108,7 @@ class KeepsState(Algorithm):
             warn(f"{type(self).__name__}: {warning}")
 
     def _load_warnings(self, loaded: dict[str, Any], clipped: list[Any]) -> Iterator[str]:
-        """What may not have been meant of what was loaded. ``clipped``: max_grad_norm before."""
+        """Warnings of loaded values that may be unintended. ``clipped``: max_grad_norm before."""
         limits = zip(clipped, self.param_groups, strict=False)
         lost = [old for old, g in limits if old is not None and g["max_grad_norm"] is None]
         if lost:
@@ -190,11 +190,11 @@ class KeepsState(Algorithm):
                     self.check_state(self.where(g, k), group, result[p])
         params = {key for saved in loaded["param_groups"] for key in saved["params"]}
         others = {key: value for key, value in loaded["state"].items() if key not in params}
-        return defaultdict(dict, result | others)  # notes that are no parameter's, as torch keeps
+        return defaultdict(dict, result | others)  # entries of no parameter, which torch keeps
 
 
 def _different(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    """The parameters that are not their masters, rounded, nor NaN as those are. Waits for each
+    """The parameters that differ from their rounded masters (NaNs are equal). Waits for each
     device once."""
     flags: defaultdict[torch.device, list] = defaultdict(list)
     for p, master in pairs:

@@ -33,8 +33,8 @@ class LaProp(FusedOptimizer):
     Args:
         params: parameters or parameter groups.
         lr: learning rate.
-        betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1). beta2 = 0 descends
-            by signs. The paper form corrects for a constant beta2: under a schedule of beta2, which
+        betas: decay rates of ``exp_avg`` (m) and ``exp_avg_sq`` (v), in [0, 1). beta2 = 0 is sign
+            descent. The paper form corrects for a constant beta2: under a schedule of beta2, which
             the paper advises, use the released form.
         eps: > 0, also after it is multiplied by 1 - beta2 and rounded to float32 (float64); added
             under the root (paper) or to the root (released).

@@ -69,7 +69,7 @@ def chunk_table(numels: list[int]) -> np.ndarray:
 
 @dataclass(eq=False)
 class Launch:
-    """One apply launch. Tables are int64 or as said, on ``device``; N tensors, R rows.
+    """One apply launch. Tables are int64 unless stated, on ``device``; N tensors, R rows.
 
     Attributes:
         index: ``[N]``, of every tensor its place among the optimizer's parameters; on the host.
@@ -83,10 +83,10 @@ class Launch:
         slot: ``[N]``, place of the tensor's first chunk among those of all parameters.
         passes: what a step runs, in order.
         norm: the pass that sums squared gradients, or None. norm_sums: what it sums them in.
-        survey: the pass that brings the sums a step starts from, or None.
+        survey: the pass that computes the sums a step starts from, or None.
         grad_scale, found_inf: float32 AMP tensors of this step, or None.
-        grads: this step's gradients by ``index``, only while the launch runs: whoever drops them
-            meanwhile, in another thread, must not free them.
+        grads: this step's gradients by ``index``, kept while the launch runs, so that another
+            thread that drops them does not free them.
     """
 
     kind: Kind
@@ -194,7 +194,7 @@ class Launch:
 
     @property
     def entries(self) -> list[Entry]:
-        """The tensors. A backend that went over none of them would take no step, unseen."""
+        """The tensors. Raises once they are let go: going over none would silently be no step."""
         if self.held is None:
             raise RuntimeError(
                 "a launch has no entries after its first step, for a backend that takes addresses. "
@@ -203,7 +203,7 @@ class Launch:
         return self.held
 
     def bytes_moved(self) -> int:
-        """Bytes that a step's passes over all tensors read and write; no column faded."""
+        """Bytes that a step's passes over all tensors read and write if no column has faded."""
         norm = (self.norm is not None) * self.grad_dtype.itemsize
         return self.elements * sum(map(self._bytes_of, self.passes), norm)
 
@@ -217,8 +217,8 @@ class Launch:
         return size + self.master * does.MOVES_PARAM * self.param_dtype.itemsize
 
     def set_rows(self, rows: list[tuple]) -> None:
-        """Enter every group's hyper-parameters. If ``rows`` is the very list given last, only where
-        its tensors are, and what they hold, can have changed."""
+        """Enter every group's hyper-parameters. If ``rows`` is the very list given last, only the
+        addresses and values of its tensors can have changed."""
         if rows is not self._rows:
             self._rows, own = rows, [rows[group] for group in self.groups]
             self._with_tensors = [
@@ -237,7 +237,7 @@ class Launch:
                 continue
             address = value.data_ptr()
             if not address or value.ndim or value.dtype not in checks.HYPER_DTYPES:
-                # since it was checked first, `t.data = u` has made another of it
+                # `t.data = u` has changed it since it was checked
                 checks.hyper_in(f"group {self.groups[i]}", "a hyper-parameter", value, 0.0)
             if value.device == self.device:
                 self._host_source[i, j] = address + (value.dtype is torch.float64)

@@ -14,7 +14,7 @@ from .options import Hyper, Options
 
 
 class MAdam(FusedOptimizer):
-    r"""Adam whose second moment takes, per coordinate, the beta that maximises observed variance.
+    r"""Adam whose second moment uses, per coordinate, the beta that maximises observed variance.
 
     .. code-block:: text
 

@@ -42,7 +42,7 @@ class _Planned:
     param: torch.Tensor
     alike: _Alike
     state: dict[str, Any]  # as it is
-    unfit: list[str]  # what of it is to be made
+    unfit: list[str]  # entries of it to make or convert
 
 
 @torch.inference_mode(False)  # what is made here serves later steps, too
@@ -50,7 +50,7 @@ class _Planned:
 def make_plan(optimizer: FusedOptimizer) -> Plan:
     """Check every parameter and gradient, make tables and what states lack, and find kernels; only
     then do the optimizer's states change, so an error before that, such as out of memory, loses
-    nothing. (States that have to be converted are there twice for a moment.)
+    nothing. (States that have to be converted exist twice for a moment.)
     """
     planned = _checked(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -72,10 +72,10 @@ def make_plan(optimizer: FusedOptimizer) -> Plan:
         kind, entry = _entry(optimizer, each, states[p], touched.get(each.index))
         kinds.setdefault(kind, []).append(entry)
     sharing = _sharing(planned, states)
-    # The words as states have them, which are found at once; those of a checkpoint are others.
+    # The states' own key objects, which are found at once; a checkpoint's are other objects.
     names = {name for e in planned for name in states[e.param] if name in e.alike.layout} | {MASTER}
     had_both = any({"step", MASTER} <= e.state.keys() & e.alike.layout.keys() for e in planned)
-    resumed = had_both and not touched  # who has sparse gradients waits for no comparison
+    resumed = had_both and not touched  # else each sparse step would wait to compare
     hypers, slots = len(optimizer.hypers), first_slots(numels)
     launches = [Launch(kind, entries, hypers, slots) for kind, entries in kinds.items()]
     for device in devices:
@@ -125,7 +125,7 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
                 known[g, p.dtype] = _Alike(g, optimizer.variant(group), layout, list(states))
             alike = known[g, p.dtype]
             if grad is None and not state.keys() & alike.layout.keys():
-                continue  # others keep something there
+                continue  # only other code keeps something there
             try:
                 tensor_checks.parameter(where, p)
                 if grad is not None:
@@ -147,8 +147,8 @@ def _checked(optimizer: FusedOptimizer) -> list[_Planned]:
 
 
 def _sharing(planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]) -> set[int]:
-    """The parameters without a gradient whose memory, or whose states', others share, as where one
-    has taken over an older one's: should a gradient appear, the two must be checked. Raises where
+    """The parameters without a gradient whose memory, or whose states', others share, as when a new
+    tensor has taken over an older one's: if one gets a gradient, it must be checked. Raises where
     two that have gradients share memory."""
     used = [
         shards.local(t)
@@ -169,7 +169,7 @@ def _sharing(planned: list[_Planned], states: dict[torch.Tensor, dict[str, Any]]
 def _check_sums(
     optimizer: FusedOptimizer, planned: list[_Planned], segments: list[int], axes: list[tuple]
 ) -> None:
-    """Require that what is summed together can be."""
+    """Require that the parameters whose squares are summed together allow that."""
     params = [(each.where, each.param) for each in planned]
     if segments:
         name = type(optimizer).__name__

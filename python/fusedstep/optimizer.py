@@ -33,8 +33,8 @@ class FusedOptimizer(KeepsState):
         form: ``"paper"`` (default), the paper's algorithm, or ``"released"``, its authors' code,
             where that was published and differs.
         backend: ``"auto"`` (default: cuda, else triton, on GPUs; cpu on CPUs), ``"cuda"``,
-            ``"triton"``, ``"cpu"``, ``"reference"``, or one that was registered. Those five never
-            change a result.
+            ``"triton"``, ``"cpu"``, ``"reference"``, or one that was registered. The choice among
+            these five never changes a result.
         master_weights: keep a float32 copy of 16-bit parameters in the state and update that.
             Default: False. No effect on other parameters.
         state_dtype: ``torch.bfloat16`` stores ``exp_avg`` in bfloat16, except that of float64
@@ -83,7 +83,7 @@ class FusedOptimizer(KeepsState):
     def _forget(self) -> None:
         """Drop what was derived from groups and states: they are new, loaded or assigned."""
         self._plan: Plan | None = None
-        self._options: Watch | None = None  # of groups whose hyper-parameters have passed
+        self._options: Watch | None = None  # of groups whose hyper-parameters are checked
         self._constant: Watch | None = None  # the same without lr, which a schedule replaces
         self._rows: list[tuple] = []  # those hyper-parameters
         self._kernels: list[tuple] = []  # by group, what its kernel depends on
@@ -92,8 +92,8 @@ class FusedOptimizer(KeepsState):
 
     @cached_property  # so that it can be overridden by assignment: the scaler then unscales
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not of FSDP1's
-        parameters, whose scaler there tells the other processes of an infinity."""
+        """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not for FSDP1's
+        parameters, whose scaler tells the other processes of an infinity in ``unscale_``."""
         return not any(shards.is_flattened(p) for g in self.param_groups for p in g["params"])
 
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
@@ -226,5 +226,5 @@ class FusedOptimizer(KeepsState):
             raise
         if self.capturable:
             graphs.make_live(self.param_groups[-1], self.defaults)
-        # last, as to warn may raise
+        # last, as a warning may raise
         options.warn_of_unknown(where, self.param_groups[-1], self.defaults)

@@ -68,8 +68,8 @@ class Chosen(Generic[Value]):
 
 
 class OfGroups:
-    """An option that each parameter group has, and the optimizer has not: to assign it there, as
-    those of the whole optimizer may be, is an error instead of nothing."""
+    """An option of each parameter group, not of the optimizer: assigning it to the optimizer, as
+    options of the whole optimizer are, raises an error instead of having no effect."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -110,13 +110,13 @@ def warn_of_unknown(where: str, group: dict[str, Any], known: Iterable[str]) -> 
 
 
 def _likely(name: str, known: Iterable[str], likeness: float) -> str:
-    """The question whether a known name was meant, if one is so like it."""
+    """The question whether a known name was meant, if one is similar enough."""
     close = get_close_matches(name, [*known], 1, likeness)
     return f"Did you mean {close[0]}?" if close else ""
 
 
 def check_choices(where: str, group: dict[str, Any], choices: dict[str, Any]) -> None:
-    """Raise on an entry of a group that says otherwise than an option of the whole optimizer."""
+    """Raise on an entry of a group that contradicts an option of the whole optimizer."""
     for name, value in choices.items():
         if group.get(name, value) != value:
             raise ValueError(
@@ -145,7 +145,7 @@ def check_rate(where: str, group: dict[str, Any]) -> None:
 
 
 def rate(group: dict[str, Any]) -> Hyper:
-    """A group's lr; 0 where rounding brought it below, as at the end of torch's LinearLR."""
+    """A group's lr; 0 where rounding took it below 0, as at the end of torch's LinearLR."""
     lr = group["lr"]
     return 0.0 if isinstance(lr, float) and -1e-12 < lr < 0.0 else lr
 

@@ -80,8 +80,8 @@ class Plan:
         self._rounds = [each for each in rounds if each.works]
 
     def rounds(self, optimizer: FusedOptimizer, capturing: bool = False) -> list[Round]:
-        """What the next step runs, in order: with a survey first where its sums are not of what
-        there is now, which is remembered, unless the step is only recorded."""
+        """What the next step runs, in order: a survey first, if the sums are not those of the
+        present states and options. These are remembered, unless the step is only recorded."""
         if optimizer.survey is None:
             return self._rounds
         before = self._surveyed
@@ -92,8 +92,8 @@ class Plan:
         return [self._survey, *self._rounds]
 
     def for_later(self) -> Plan | None:
-        """This plan, if more steps can have it. From now on it keeps no state alive, as it does in
-        its first step: another thread that takes its own may put other states in their place."""
+        """This plan, if later steps can use it. From now on it keeps no state alive. In its first
+        step it does, because a step in another thread may replace the states."""
         for launch in self._to_let_go:
             launch.let_go()
         self._to_let_go = []

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-PLAIN = (torch.Tensor, torch.nn.Parameter)  # asked first, as asking for subclasses takes long
+PLAIN = (torch.Tensor, torch.nn.Parameter)  # checked first, as checks for subclasses take long
 
 
 def dtensor_type() -> type | None:
@@ -44,7 +44,7 @@ def mesh_of(t: torch.Tensor) -> DeviceMesh | None:
 
 def local(t: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that this process holds; all of it, where it is no DTensor."""
-    if type(t) in PLAIN or not is_dtensor(t):  # of most, without a call
+    if type(t) in PLAIN or not is_dtensor(t):  # the usual case, without a call
         return t
     part: Any = t._local_tensor  # to_local() takes 30 times as long
     return part if type(part) is torch.Tensor else getattr(part, "wait", lambda: part)()

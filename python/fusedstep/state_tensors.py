@@ -24,7 +24,7 @@ class StateSpec(NamedTuple):
 def check(
     where: str, state: dict[str, Any], p: torch.Tensor, layout: dict[str, StateSpec]
 ) -> list[str]:
-    """Require that what the state holds already can be made what its specs say.
+    """Require that the entries which the state holds already can be converted to their specs.
 
     Returns:
         The names of what is not there yet: missing, or of another dtype, device or layout.
@@ -55,7 +55,7 @@ def check(
 
 
 def _check_value(where: str, name: str, value: Any, spec: StateSpec) -> None:
-    """Require that what becomes a count is one, and another number finite."""
+    """Require a scalar to be finite, and one that becomes a count to be a number of steps."""
     if spec.scalar:
         tensor_checks.state_value(where, name, float(value), whole=spec.dtype is torch.int64)
 
@@ -63,8 +63,8 @@ def _check_value(where: str, name: str, value: Any, spec: StateSpec) -> None:
 def completed(
     state: dict[str, Any], p: torch.Tensor, layout: dict[str, StateSpec], unfit: list[str]
 ) -> dict[str, Any]:
-    """A state with what it lacks, and what it has in the kernels' dtype, device and layout. The one
-    given stays as it is, and is returned if it is so already."""
+    """The state with missing entries added, all in the kernels' dtype, device and layout. The one
+    given is not changed, and is returned if nothing has to be done."""
     if not unfit and (MASTER in layout or MASTER not in state):
         return state
     result = dict(state)
@@ -72,7 +72,7 @@ def completed(
         spec = layout[name]
         if name in state:
             result[name] = _fitted(state[name], p, spec)
-        elif spec.fill is None:  # of a master that was given, where one was
+        elif spec.fill is None:  # from the master that was given, if any
             given = MASTER in state and MASTER in layout
             result[name] = _fitted(state[MASTER] if given else p, p, spec, copy=True)
         elif isinstance(spec.fill, torch.Tensor):
@@ -95,8 +95,8 @@ def replace(state: dict[str, Any], by: dict[str, Any]) -> None:
 def adopt(
     where: str, p: torch.Tensor, loaded: dict[str, Any], layout: dict[str, StateSpec]
 ) -> dict[str, Any]:
-    """Copies of loaded entries as :func:`completed` has them. Entries without a spec, which are
-    others' notes, as they are, but their tensors on the parameter's device.
+    """Copies of loaded entries, converted as by :func:`completed`. Entries without a spec are other
+    code's and stay as they are, except that their tensors move to the parameter's device.
 
     Raises:
         ValueError: an entry does not fit, or is no count where one must be.
@@ -125,8 +125,8 @@ def _beside(p: torch.Tensor, value: Any) -> Any:
 def _make_consistent(
     state: dict[str, Any], given: dict[str, Any], layout: dict[str, StateSpec]
 ) -> None:
-    """Bring the rest of a state in line with what has become of its entries."""
-    if MASTER not in layout:  # not updated, it would undo later what has come since
+    """Drop a master that is no longer used, and reset the bounds of converted entries."""
+    if MASTER not in layout:  # it would go stale, and undo the training since then later
         state.pop(MASTER, None)
     for name in layout:
         # If either was rounded, the column may be above its bound; and one that has fewer digits

@@ -18,7 +18,7 @@ class StepTable:
         self.shared = device.type == "cpu"
         self.host = self.device if self.shared else torch.zeros_like(self.device, device="cpu")
         self._sent: torch.Tensor | None = self.host.clone()  # what the device has, if known
-        self._spare: torch.Tensor | None = None  # pinned beforehand: a capture cannot
+        self._spare: torch.Tensor | None = None  # pinned in advance: a capture cannot do it
 
     def send(self) -> None:
         """Bring what has changed to the device: at most one copy."""
@@ -40,7 +40,7 @@ class StepTable:
         table as it is now, from the memory returned, which must live as long as the graph."""
         captured, self._spare = self._spare, None
         assert captured is not None, "asked can_capture first"
-        self._sent = None  # from now on a replay may have come between two steps
+        self._sent = None  # from now on a replay may run between two steps
         captured.copy_(self.host)
         self.device.copy_(captured, non_blocking=True)
         return captured

@@ -36,8 +36,8 @@ class Sums:
         segments: the segment of every parameter, 0, 1, ... in order.
         planned: indices of the parameters that launches on ``device`` serve.
         totals: float64 ``[K]`` per segment, what kernels read; None: own memory, from 0.
-        axes: of every parameter, along which it is spread over processes, if any is; alike in a
-            segment.
+        axes: of every parameter, those along which it is spread over processes, if any; the same
+            for all of a segment.
         keeps: the last sum is a count; where it is 0, a segment's totals stay.
 
     Attributes:
@@ -97,7 +97,7 @@ class Sums:
         return torch.tensor(addresses, dtype=torch.int64, device=self.device)
 
     def join(self) -> None:
-        """Make totals of the results of all processes, each of the parts that it holds."""
+        """Add up, into totals, the results of all processes, each for the parts that it holds."""
         if not self._joined:
             return
         sums = self._mine.clone()  # of the last step that was not skipped
@@ -122,8 +122,8 @@ class Sums:
 
 
 class Norm(Sums):
-    """The squares of all gradients, in one segment for each stretch of parameters that are spread
-    alike.
+    """The squared norm of all gradients, with one segment for each stretch of parameters that are
+    spread alike.
 
     Args:
         axes: of every parameter, along which it is spread over processes.

@@ -1,4 +1,4 @@
-"""Whether what a step was planned on is still as it was: looked at in every step."""
+"""Whether the objects that a step was planned on are still there: checked in every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import native
 
 
 def require(where: str, what: str, value: Any, kind: type[dict] | type[list]) -> None:
-    """Require a dict or a list: a step does not look into others, and would see no change there."""
+    """Require a dict or a list: in other containers, a step would not notice a change."""
     if not isinstance(value, kind):
         raise TypeError(
             f"{where}: {what} is a {type(value).__name__}, within which a step sees no change. "
@@ -24,7 +24,7 @@ def require(where: str, what: str, value: Any, kind: type[dict] | type[list]) ->
 def contents(tree: dict | list, names: tuple[str, ...] = (), only: bool = False) -> list[Any]:
     """Keys and values that a tree of dicts and lists holds, every dict and list followed by what it
     holds itself. Entries of dicts under ``names`` are left out, or with ``only`` those under all
-    other words."""
+    other strings."""
     found = []
     for held in _entries(tree, names, only) if isinstance(tree, dict) else tree:
         found.append(held)
@@ -46,7 +46,7 @@ class Watch:
     Args:
         tree: what is remembered.
         without: keys of dicts that are left out with their values.
-        only: if given, the words among the keys of dicts that are not left out.
+        only: if given, the strings among the keys of dicts that are not left out.
         lost: tensors are then held weakly, and the reference to each that dies is put here: another
             object may have taken its identity, so the watch must not be asked any more. Keys of
             ``tree`` are still kept alive (torch swaps no parameter that has weak references). If
@@ -73,13 +73,13 @@ class Watch:
             keys = set(map(id, tree)) if isinstance(tree, dict) else ()
 
             def weak(held: Any) -> bool:
-                # asked last, as asking whether a word is a tensor takes long
+                # last, as it takes long for a string
                 return type(held) is not str and id(held) not in keys and isinstance(held, Tensor)
 
             self._found = [
                 weakref.ref(held, lost.append) if weak(held) else held
                 for held in self._found
-                if not isinstance(held, (dict, list))  # it is looked into them anyway
+                if not isinstance(held, (dict, list))  # their contents are compared anyway
             ]
 
     def _holds(self, tree: dict | list) -> bool:

@@ -43,9 +43,9 @@ class WriteCounts:
         pairs = zip(launches, served, strict=True)
         self.mastered = [p for launch, params in pairs if launch.master for p in params]
         self._different: list[torch.Tensor] = []  # edited, and no step has undone it yet
-        # Writes into all that have masters, when these were last known to be the same.
+        # Writes into all that have masters, when both were last known to agree.
         self._known = None if resumed else self._writes()
-        # How many a step of all adds, once it was seen: to count twice in each would take long.
+        # How many a step of all adds, once known: to count twice in each step would take long.
         self._in_a_step: int | None = None
 
     def surveyed(self) -> int:
@@ -56,7 +56,7 @@ class WriteCounts:
         return _count_writes(self._with_parts(held))
 
     def edited(self) -> bool:
-        """Whether others than steps may have written into a parameter that has a master, and a
+        """Whether anything but a step may have written into a parameter that has a master, and a
         gradient in this step."""
         if not self.mastered:
             return False
@@ -88,9 +88,9 @@ class WriteCounts:
                     p.copy_(p)  # moves nothing
 
     def count_step(self, gradients: int) -> None:
-        """Count a change of every parameter that has one of so many gradients: kernels do not do so
-        by themselves. A backward pass through what was computed from it before is then an error,
-        and not wrong."""
+        """Count a write into every parameter that has one of so many gradients, as kernels do not.
+        A backward pass through what was computed from the old values then raises an error instead
+        of giving wrong gradients."""
         stepping = self._all if gradients == len(self._all) else self._stepping()
         count_changes(self._with_parts(stepping))
         if not self.mastered:
