@@ -99,7 +99,8 @@ def check_plan(optimizer: FusedOptimizer, plan: Plan | None) -> None:
         raise RuntimeError(
             f"{type(optimizer).__name__}: this step needs a plan and memory that a CUDA graph "
             f"cannot record. Take a step outside of the graph, with gradients for the same "
-            f"parameters, right before each step that is captured; sparse gradients cannot be."
+            f"parameters, right before each step that is captured. A step with sparse gradients "
+            f"cannot be captured."
         )
     for device in {launch.device for launch in plan.launches}:
         with torch.cuda.device(device):
