@@ -154,6 +154,42 @@ def test_a_scaler_that_shall_unscale_itself_does():
     assert_same(stored(a, scaled), stored(b, plain))
 
 
+class Forwarding:
+    """A wrapper with a step of its own, which gives what it has not from the optimizer."""
+
+    def __init__(self, optimizer):
+        self.inner = optimizer
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def step(self):
+        self.inner.step()
+
+
+def test_a_scale_that_a_wrapper_keeps_to_itself_is_told():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    wrapped = Forwarding(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    scaler.scale(torch.zeros(1))
+    give_gradients(params, 0)
+    with pytest.warns(UserWarning, match="no scale has arrived.* must pass on grad_scale") as told:
+        scaler.step(wrapped)
+    scaler.update()
+    assert [warning.filename for warning in told] == [__file__]
+    scaled, plain = model(), model()
+    optimizer, unscaled = fusedstep.AdamW(scaled), fusedstep.AdamW(plain)
+    optimizer._step_supports_amp_scaling = False  # the remedy that it names
+    give_gradients(plain, 1)
+    give_gradients(scaled, 1)
+    for p in scaled:
+        p.grad.mul_(scaler.get_scale())
+    scaler.step(Forwarding(optimizer))
+    unscaled.step()
+    assert_same(stored(optimizer, scaled), stored(unscaled, plain))
+
+
 def test_accelerate_hands_the_scaler_through():
     """Its wrapper calls step(*args, **kwargs): what a scaler would pass as an argument is lost."""
     Accelerator(cpu=True)  # the wrapper asks for its state

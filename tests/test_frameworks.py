@@ -102,6 +102,19 @@ def test_lightnings_wrapper_hands_on_what_is_asked_of_it():
 
 
 @quiet
+def test_an_option_assigned_to_a_wrapper_is_refused():
+    """The wrapper would have it, and the optimizer not."""
+    net = network()
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    net, wrapped = fabric.setup(net, fusedstep.AdamW(net.parameters()))
+    with pytest.raises(AttributeError, match=r"skip_nonfinite .* no effect.* `optimizer.optimizer`"):
+        wrapped.skip_nonfinite = True
+    assert not wrapped.skip_nonfinite
+    wrapped.optimizer.skip_nonfinite = True
+    assert wrapped.skip_nonfinite
+
+
+@quiet
 def test_lightning_with_a_scaler_clips_in_the_step():
     """Its own clipping, there, refuses optimizers that unscale in their step."""
     options = {"lr": 0.05, "max_grad_norm": 0.1}

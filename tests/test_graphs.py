@@ -77,9 +77,11 @@ def test_a_momentum_of_0_stays_a_number():
 
 
 def test_numbers_are_where_the_parameters_are_if_there_are_any():
-    groups = [{"params": []}, {"params": model(device="meta")}]
-    for group in fusedstep.AdamW(groups, lr=torch.tensor(0.5), capturable=True).param_groups:
-        assert {group["lr"].device} >= {p.device for p in group["params"]}
+    away = SimpleNamespace(device=torch.device("meta"), is_meta=False)  # as if it had memory there
+    for params in ([], [away]):
+        group = {"params": params, "lr": torch.tensor(0.5)}
+        graphs.make_live(group, ["lr"])
+        assert {group["lr"].device} >= {p.device for p in params}
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "betas[1]", "max_grad_norm"])

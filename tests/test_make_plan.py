@@ -216,6 +216,13 @@ def test_torchs_default_device_does_not_matter(cls, backend):
     assert_same(*results)
 
 
+def test_live_numbers_outlast_parameters_without_memory():
+    with torch.device("meta"):
+        net = torch.nn.Linear(4, 1)
+        optimizer = fusedstep.AdamW(net.parameters(), lr=0.5, capturable=True)
+    assert optimizer.param_groups[0]["lr"] == 0.5  # and not a tensor that has lost it
+
+
 CONTAINERS = {
     "its state is a UserDict": lambda optimizer: setattr(
         optimizer, "state", UserDict(optimizer.state)

@@ -15,6 +15,7 @@ from .keeps_state import KeepsState
 from .make_plan import make_plan
 from .options import Hyper
 from .plan import Plan
+from .warn import warn
 from .watch import Watch, require
 
 
@@ -90,11 +91,15 @@ class FusedOptimizer(KeepsState):
 
     # The step
 
+    _asked_to_unscale = False  # by a scaler, which then sets found_inf for the step
+
     @cached_property  # so that it can be overridden by assignment: the scaler then unscales
     def _step_supports_amp_scaling(self) -> bool:
         """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not for FSDP1's
         parameters, whose scaler tells the other processes of an infinity in ``unscale_``."""
-        return not any(shards.is_flattened(p) for g in self.param_groups for p in g["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        self._asked_to_unscale = not any(map(shards.is_flattened, params))
+        return self._asked_to_unscale
 
     @torch._disable_dynamo  # torch.compile breaks its graph here, as at torch's add_param_group
     @with_hooks
@@ -113,7 +118,8 @@ class FusedOptimizer(KeepsState):
                 hyper-parameter that kernels cannot serve. Raised before anything is written.
 
         Warns:
-            UserWarning: it undoes an edit of parameters with masters, or outdates a CUDA graph.
+            UserWarning: it undoes an edit of parameters with masters, outdates a CUDA graph, or has
+                not been given a GradScaler's scale.
         """
         if capturing := graphs.capturing():
             graphs.check(self)
@@ -155,6 +161,16 @@ class FusedOptimizer(KeepsState):
             checks.amp_tensor("grad_scale", grad_scale)
         if found_inf is not None:
             checks.amp_tensor("found_inf", found_inf)
+        if self._asked_to_unscale:
+            if found_inf is None:
+                warn(
+                    f"{type(self).__name__}: a GradScaler has asked whether step() unscales "
+                    f"gradients, and no scale has arrived: if they are scaled, they are used so. A "
+                    f"wrapper with a step() of its own must pass on grad_scale and found_inf; or "
+                    f"assign `optimizer._step_supports_amp_scaling = False`: then the scaler "
+                    f"unscales."
+                )
+            self._asked_to_unscale = False
         try:
             for launch in plan.launches:
                 launch.set_rows(rows)

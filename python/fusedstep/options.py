@@ -62,6 +62,12 @@ class Chosen(Generic[Value]):
             raise AttributeError(lacks) from None
 
     def __set__(self, optimizer: Any, value: Value) -> None:
+        if "param_groups" not in vars(optimizer) and hasattr(optimizer, "param_groups"):
+            raise AttributeError(
+                f"{type(optimizer).__name__} only wraps an optimizer, on which {self.name} assigned "
+                f"here would have no effect. Assign it to the optimizer itself, which Lightning's "
+                f"wrappers have as `optimizer.optimizer`."
+            )
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
         vars(optimizer)[self.name] = value
         optimizer._forget()
