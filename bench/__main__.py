@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import contenders, device, pages, parameter_sets, peers, results, tables, training
 from .contenders import Contender
@@ -173,13 +172,9 @@ def entrants(names: list[str], backends: list[str], others: list[str], mode) -> 
 
 
 def run(measure: Callable[..., Iterator[Task]], tasks: list[Task], *how: Any) -> Run:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-    )  # fmt: skip
     done = Run()
     # Drawn between tasks only: a thread that draws would disturb what is measured.
-    console, quiet = Console(stderr=True), {"auto_refresh": False, "transient": True}
-    with Progress(*columns, console=console, **quiet) as progress:
+    with tables.bar(auto_refresh=False) as progress:
         bar = progress.add_task("", total=len(tasks))
         # A batch system's end of time is an interrupt, too.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -188,7 +183,7 @@ def run(measure: Callable[..., Iterator[Task]], tasks: list[Task], *how: Any) ->
                 progress.update(bar, completed=i, description=task.label, refresh=True)
         except KeyboardInterrupt:
             done.interrupted = True
-            console.print("interrupted; what was measured before follows")
+            progress.console.print("interrupted; what was measured before follows")
         finally:
             signal.signal(signal.SIGTERM, before)
     return done

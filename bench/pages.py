@@ -17,11 +17,11 @@ from .parameter_sets import AXES, MODELS
 from .results import OF_RECORD, ROOT
 from .tables import (
     COLUMNS,
-    NAMES,
     Cells,
     algorithm,
     device_cells,
     host_cells,
+    markdown,
     peer,
     ratio,
     training_cells,
@@ -32,11 +32,6 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md"]
 BLOCK = re.compile(r"(<!-- bench (\w+) -->\n).*?(<!-- end -->)", re.S)
 HIDDEN = ("set", "dtype", "threads", "quartiles", "GB/s", "yardstick", "launches")
 SERIES = {point for axis in AXES.values() for point in axis}
-
-
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    aligned = ["---" if name in NAMES or i == 0 else "---:" for i, name in enumerate(header)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, aligned, *lines))
 
 
 def by_model(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -1,9 +1,12 @@
-"""Rows as people read them, a line each, and the tables of the terminal."""
+"""Rows as people read them, a line each: tables of pages and of the terminal, and its bar."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .measure import HOST_PHASES, Run
@@ -81,6 +84,20 @@ def training_cells(rows: list[dict[str, Any]]) -> Cells:
         "x torch fused": COLUMNS["x torch fused"],
     }
     return {name: [cell(row) for row in rows] for name, cell in columns.items()}
+
+
+def markdown(header: list[str], lines: list[list[str]], words: Collection[str] = NAMES) -> str:
+    """A table of a page; to the left are the first column and those that hold words."""
+    aligned = ["---" if name in words or i == 0 else "---:" for i, name in enumerate(header)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, aligned, *lines))
+
+
+def bar(**how: Any) -> Progress:
+    """How much is done, while it is done, and nothing after."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True), transient=True, **how)
 
 
 def terminal(rows: list[dict[str, Any]]) -> list[Table]:

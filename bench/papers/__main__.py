@@ -18,10 +18,9 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..results import ROOT, check_place
+from ..tables import bar
 from . import page, runner
 from .experiment import chosen, everything, name_of, verdict
 
@@ -79,14 +78,10 @@ def places(out: Path) -> tuple[Path, Path]:
 
 
 def work(found: argparse.Namespace) -> None:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-    )  # fmt: skip
-    total = sum(len(tasks) for _, tasks in found.plan)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=total)
+    with bar() as progress:
+        done = progress.add_task("", total=sum(len(tasks) for _, tasks in found.plan))
         for label, more in runner.run(found.plan, found.out, found.fresh, found.jobs):
-            progress.update(bar, advance=more, description=label)
+            progress.update(done, advance=more, description=label)
 
 
 def report(found: argparse.Namespace) -> list[str]:

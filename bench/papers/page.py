@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from types import ModuleType
 
+from .. import tables
 from . import not_run
 from .experiment import Table, everything, name_of, verdict
 from .runner import Rows, kept
@@ -84,9 +85,7 @@ def prose(text: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    aligned = ["---", *["---" if table.words else "---:"] * (len(table.header) - 1)]
-    lines = (table.header, aligned, *table.lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return tables.markdown(table.header, table.lines, table.header if table.words else ())
 
 
 def foot(rows: Rows) -> str:
