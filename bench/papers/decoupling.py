@@ -48,6 +48,7 @@ QUICK_RATES, QUICK_EPSILONS = [0.01, 0.1, 1.0, 10.0], [1e-4, 1e-2, 1.0, 100.0]
 BATCH = 32
 SKIPS = "AvaGrad, zeros left out"
 SEARCHES, TRIALS = 300, 60
+BY_COORDINATES, RANDOM = "by coordinates", "random"
 
 
 class ConvNets(Networks):
@@ -56,10 +57,8 @@ class ConvNets(Networks):
     def __init__(self, lines: int, runs: int):
         self.shape, self.tensors = (lines, runs), []
         generator = torch.Generator().manual_seed(0)
-        for fan_in, fan_out in ((9, 8), (72, 16), (64, 10)):
-            weight = torch.randn(runs, fan_in, fan_out, generator=generator)
-            self._add(weight * (2 / fan_in) ** 0.5)
-            self._add(torch.zeros(runs, 1, fan_out))
+        for sizes in ((9, 8), (72, 16), (64, 10)):
+            self._add_layer(*sizes, generator)
 
     def logits(self, images: Tensor) -> Tensor:
         lines, runs = self.shape
@@ -130,7 +129,7 @@ def decades(values: list[float]) -> float:
     return math.log10(max(values) / min(values))
 
 
-def regret(row: Row, by_coordinates: bool) -> list[float]:
+def regret(row: Row, way: str) -> list[float]:
     """Of the best pair so far, over trials: loss above the grid's least, mean over searches."""
     grid, chance = grid_of(row), random.Random(0)
     height, width = len(grid), len(grid[0])
@@ -138,7 +137,7 @@ def regret(row: Row, by_coordinates: bool) -> list[float]:
     for _ in range(SEARCHES):
         trials = []
         while len(trials) < TRIALS:
-            if by_coordinates:
+            if way == BY_COORDINATES:
                 j = chance.randrange(width)
                 trials += [grid[k][j] for k in chance.sample(range(height), height)]
                 i = min(range(height), key=lambda k: grid[k][j])
@@ -147,6 +146,12 @@ def regret(row: Row, by_coordinates: bool) -> list[float]:
                 trials.append(grid[chance.randrange(height)][chance.randrange(width)])
         curves.append([min(trials[: n + 1]) - least for n in range(TRIALS)])
     return [statistics.mean(values) for values in zip(*curves)]
+
+
+def searches(rows: list[Row]) -> list[tuple[str, str, list[float]]]:
+    """Of Adam and AvaGrad, in both ways: the name, the way, and the regret."""
+    ways = product(rows[:2], (BY_COORDINATES, RANDOM))
+    return [(row["task"]["optimizer"], way, regret(row, way)) for row, way in ways]
 
 
 def claims(rows: list[Row]) -> list[Claim]:
@@ -167,7 +172,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     if len(adam["task"]["rates"]) == len(RATES):
         column = {eps: min(c) for eps, c in zip(epsilons, zip(*grid_of(adam)))}
         good = min(value for eps, value in column.items() if eps >= 0.1)
-        coordinates, chance = (regret(avagrad, by) for by in (True, False))
+        coordinates, chance = (regret(avagrad, way) for way in (BY_COORDINATES, RANDOM))
         count = len(RATES) + len(EPSILONS)
         said += [
             Claim(
@@ -180,7 +185,7 @@ def claims(rows: list[Row]) -> list[Claim]:
             ),
             Claim(
                 f"and nearer than Adam by coordinates after {count} trials",
-                coordinates[count - 1] < regret(adam, True)[count - 1],
+                coordinates[count - 1] < regret(adam, BY_COORDINATES)[count - 1],
             ),
         ]
     return said
@@ -193,32 +198,22 @@ def tables(rows: list[Row]) -> list[Table]:
         for j, eps in enumerate(row["task"]["epsilons"]):
             column = [line[j] for line in grid_of(row)]
             i = column.index(min(column))
-            spread = row["result"]["spread"][i][j]
-            body.append(
-                [
-                    f"{eps:g}",
-                    number(row["task"]["rates"][i]),
-                    f"{number(column[i])} ± {number(spread / 2)}",
-                ]
-            )
+            loss = f"{number(column[i])} ± {number(row['result']['spread'][i][j] / 2)}"
+            body.append([f"{eps:g}", number(row["task"]["rates"][i]), loss])
         made.append(body)
     blank = [["", "", ""]] * len(EPSILONS)
     made = [(body + blank)[: len(made[0])] for body in made]
     body = [[lines[0][0], *(cell for line in lines for cell in line[1:])] for lines in zip(*made)]
     names = [row["task"]["optimizer"] for row in rows]
     header = ["eps", *(f"{name}: {what}" for name in names for what in ("best lr", "its loss"))]
-    body_of_searches = []
-    for row, by in product(rows[:2], (True, False)):
-        curve = regret(row, by)
-        cells = [number(curve[n - 1]) for n in (5, 10, 24, 48)]
-        body_of_searches.append(
-            [f"{row['task']['optimizer']}, {'by coordinates' if by else 'random'}", *cells]
-        )
+    trials = (5, 10, 24, 48)
+    left = [
+        [f"{name}, {way}", *(number(curve[n - 1]) for n in trials)]
+        for name, way, curve in searches(rows)
+    ]
     return [
         Table(header, body),
-        Table(
-            ["loss above the grid's least after trials", "5", "10", "24", "48"], body_of_searches
-        ),
+        Table(["loss above the grid's least after trials", *map(str, trials)], left),
     ]
 
 
@@ -226,25 +221,14 @@ def draw(rows: list[Row], figure) -> None:
     *grids, search = figure.subplots(1, 3)
     for axis, row in zip(grids, rows):
         axis.imshow(grid_of(row), origin="lower", aspect="auto", cmap="viridis_r")
-        axis.set_xticks(
-            range(len(row["task"]["epsilons"])),
-            [f"{e:g}" for e in row["task"]["epsilons"]],
-            fontsize=7,
-        )
-        axis.set_yticks(
-            range(len(row["task"]["rates"])), [number(r) for r in row["task"]["rates"]], fontsize=7
-        )
-        axis.set(title=f"{row['task']['optimizer']}: held-out loss", xlabel="eps", ylabel="lr")
+        task = row["task"]
+        epsilons, rates = [f"{eps:g}" for eps in task["epsilons"]], list(map(number, task["rates"]))
+        axis.set_xticks(range(len(epsilons)), epsilons, fontsize=7)
+        axis.set_yticks(range(len(rates)), rates, fontsize=7)
+        axis.set(title=f"{task['optimizer']}: held-out loss", xlabel="eps", ylabel="lr")
         axis.grid(False)
-    for row, by in product(rows[:2], (True, False)):
-        name = row["task"]["optimizer"]
-        label = f"{name}, {'by coordinates' if by else 'random'}"
-        search.plot(
-            range(1, TRIALS + 1),
-            regret(row, by),
-            "-" if by else ":",
-            color=colour(name),
-            label=label,
-        )
+    for name, way, curve in searches(rows):
+        style, label = "-" if way == BY_COORDINATES else ":", f"{name}, {way}"
+        search.plot(range(1, TRIALS + 1), curve, style, color=colour(name), label=label)
     search.set(yscale="log", xlabel="trials", title="loss above the grid's least")
     search.legend()

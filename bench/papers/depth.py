@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from statistics import median_high
 
 import fusedstep
 import torch
@@ -67,9 +68,7 @@ def run(task: Task) -> dict:
 
 
 def medians(row: Row) -> list[float]:
-    found = row["result"]["final"]
-    ends = [sorted(map(or_inf, line)) for line in found]
-    return [line[len(line) // 2] for line in ends]
+    return [median_high(map(or_inf, line)) for line in row["result"]["final"]]
 
 
 def largest(row: Row) -> float:

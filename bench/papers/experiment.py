@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -99,3 +100,8 @@ def or_inf(value: float | None) -> float:
 def number(value: float) -> str:
     """Three digits, as tables show them."""
     return f"{value:.3g}"
+
+
+def with_range(values: Sequence[float]) -> str:
+    """A mean, and what it is of."""
+    return f"{number(fmean(values))} ({number(min(values))}-{number(max(values))})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import fusedstep
@@ -136,28 +137,24 @@ def least(row: Row, what: str) -> tuple[float, float]:
     return min(found)
 
 
-def wins(of: dict[str, Row]) -> int:
-    """At how many of the rates AdaMomentum reaches the optimum before the other adaptive ones."""
+def races(of: dict[str, Row]) -> tuple[int, int]:
+    """At how many of the rates AdaMomentum reaches the optimum before the other adaptive ones, and
+    at how many any of them does."""
     adaptive = [of[name]["result"]["reached"] for name in OPTIMIZERS[1:]]
     steps = [list(map(or_inf, at)) for at in zip(*adaptive)]
-    return sum(ours < min(others) for *others, ours in steps)
-
-
-def races(of: dict[str, Row]) -> int:
-    adaptive = [of[name]["result"]["reached"] for name in OPTIMIZERS[1:]]
-    return sum(any(at) for at in zip(*adaptive))
+    won = sum(ours < min(others) for *others, ours in steps)
+    return won, sum(min(at) < math.inf for at in steps)
 
 
 def claims(rows: list[Row]) -> list[Claim]:
     said = []
     for function, of in by_optimizer(rows, "function").items():
-        most = wins(of) > races(of) / 2
-        said.append(
-            Claim(f"{function}: at over half of equal rates AdaMomentum is first to reach it", most)
-        )
+        won, run = races(of)
+        text = f"{function}: at over half of equal rates AdaMomentum is first to reach it"
+        said.append(Claim(text, won > run / 2))
         for what in ("reached", "settled"):
             steps = {name: least(row, what)[0] for name, row in of.items()}
-            first = steps["AdaMomentum"] == min(steps.values()) < float("inf")
+            first = steps["AdaMomentum"] == min(steps.values()) < math.inf
             text = f"{function}: each at its best rate, AdaMomentum is the first that has {what}"
             said.append(Claim(text, first))
     return said
@@ -170,8 +167,8 @@ def tables(rows: list[Row]) -> list[Table]:
             cells = [f"{function}, {what}"]
             for row in of.values():
                 steps, rate = least(row, what)
-                cells.append("-" if steps == float("inf") else f"{steps:.0f} (lr {rate:g})")
-            body.append([*cells, f"{wins(of)} of {races(of)}" if what == "reached" else ""])
+                cells.append("-" if steps == math.inf else f"{steps:.0f} (lr {rate:g})")
+            body.append([*cells, "{} of {}".format(*races(of)) if what == "reached" else ""])
     header = ["median steps (at rate)", *OPTIMIZERS, "equal rates that AdaMomentum wins"]
     return [Table(header, body)]
 

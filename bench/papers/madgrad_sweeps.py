@@ -9,7 +9,7 @@ import fusedstep
 import torch
 from torch.nn import functional as F
 
-from .experiment import Claim, Row, Table, Task, number, or_inf
+from .experiment import Claim, Row, Table, Task, number, or_inf, with_range
 from .networks import Networks, batches, digits
 from .plotting import band, colour
 from .runs import OURS, standard_error
@@ -70,9 +70,8 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 
 
 def run(task: Task) -> dict:
-    return {"digits": train_digits, "language": train_language, "sparse": train_words}[
-        task["part"]
-    ](task)
+    parts = {"digits": train_digits, "language": train_language, "sparse": train_words}
+    return parts[task["part"]](task)
 
 
 def train_digits(task: Task) -> dict:
@@ -207,10 +206,9 @@ def tables(rows: list[Row]) -> list[Table]:
         found, errors = row["result"]["rates"]
         i = found.index(min(found, key=or_inf))
         rate = min(text[name], key=lambda rate: fmean(text[name][rate]))
-        seeds = text[name][rate]
         body.append([
             name, f"{number(found[i])} ± {number(errors[i])}", f"{RATES[name][i]:g}",
-            f"{number(fmean(seeds))} ({number(min(seeds))}-{number(max(seeds))})", f"{rate:g}",
+            with_range(text[name][rate]), f"{rate:g}",
         ])  # fmt: skip
         cells = zip(*row["result"]["decays"], strict=True)
         decays.append([name, *(f"{number(or_inf(a))} ± {number(or_inf(b))}" for a, b in cells)])

@@ -7,7 +7,7 @@ import statistics
 import fusedstep
 import torch
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, with_range
 from .plotting import band
 from .runs import OURS, marks
 
@@ -149,10 +149,7 @@ def madgrad(steps: int) -> dict:
         alone.step()
         moves.append(float((sizes.detach() - before).abs().mean()))
     half = moves[len(moves) // 2 :]
-    return {
-        "average": worst, "momentum": worst_sgd,
-        "drift": max(half) / min(half) - 1,
-    }  # fmt: skip
+    return {"average": worst, "momentum": worst_sgd, "drift": max(half) / min(half) - 1}
 
 
 def parts(rows: list[Row]) -> tuple[dict[str, list[Row]], dict, dict]:
@@ -200,26 +197,15 @@ def tables(rows: list[Row]) -> list[Table]:
     for name, found in of.items():
         values = mean_steps(found)
         chosen = [values[0], values[len(values) // 2], values[-1]]
-        steps.append(
-            [
-                name,
-                *(
-                    f"{number(statistics.mean(v))} ({number(min(v))}-{number(max(v))})"
-                    for v in chosen
-                ),
-            ]
-        )
-    differences = [[number(inner[name]) for name in ("average", "momentum", "drift")]]
+        steps.append([name, *map(with_range, chosen)])
+    differences = [number(inner[name]) for name in ("average", "momentum", "drift")]
     return [
         Table(["MaxVA, statement on", "elements looked at", "not so"], body),
-        Table(
-            ["average step by the rate (range over seeds)", "first", "middle mark", "last"], steps
-        ),
-        Table(
-            ["MADGRAD: largest difference from its average", "of SGD's", "steps differ by"],
-            differences,
-        ),
-    ]
+        Table(["average step by the rate (range over seeds)", "first", "middle mark", "last"],
+              steps),
+        Table(["MADGRAD: largest difference from its average", "of SGD's", "steps differ by"],
+              [differences]),
+    ]  # fmt: skip
 
 
 def draw(rows: list[Row], figure) -> None:

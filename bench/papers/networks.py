@@ -37,11 +37,14 @@ class Networks:
 
     def __init__(self, lines: int, runs: int, widths: list[int]):
         self.shape, self.tensors = (lines, runs), []
-        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            generator = torch.Generator().manual_seed(i)
-            weight = torch.randn(runs, fan_in, fan_out, generator=generator)
-            self._add(weight * (2 / fan_in) ** 0.5)
-            self._add(torch.zeros(runs, 1, fan_out))
+        for i, sizes in enumerate(itertools.pairwise(widths)):
+            self._add_layer(*sizes, torch.Generator().manual_seed(i))
+
+    def _add_layer(self, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
+        runs = self.shape[1]
+        weight = torch.randn(runs, fan_in, fan_out, generator=generator)
+        self._add(weight * (2 / fan_in) ** 0.5)
+        self._add(torch.zeros(runs, 1, fan_out))
 
     def _add(self, start: Tensor) -> None:
         self.tensors.append(Runs(start.expand(self.shape[0], *start.shape)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from statistics import median_high
 
 import fusedstep
 import torch
@@ -82,7 +83,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     share = max(or_inf(of["LaProp", nu]["longest"]) / limit(nu) for nu in NUS)
     small = [nu for nu in NUS if nu < 0.81]
     worst = max(max(final["LaProp", nu]) for nu in small)
-    median = {key: sorted(losses)[len(losses) // 2] for key, losses in final.items()}
+    median = {key: median_high(losses) for key, losses in final.items()}
     return [
         Claim(
             "No step of LaProp is longer than lr / sqrt(1 - nu), but for 1e-5 of it",
@@ -109,9 +110,9 @@ def tables(rows: list[Row]) -> list[Table]:
         cells = [f"{nu:g}", number(limit(nu))]
         for name in ("Adam", "LaProp"):
             line = of[name, nu]
-            final = sorted(map(or_inf, line["final"]))
-            cells += [number(or_inf(line["longest"])),
-                      f"{number(final[len(final) // 2])}, {number(final[-1])}"]  # fmt: skip
+            final = list(map(or_inf, line["final"]))
+            ends = f"{number(median_high(final))}, {number(max(final))}"
+            cells += [number(or_inf(line["longest"])), ends]
         body.append(cells)
     header = ["nu", "1 / sqrt(1 - nu)"]
     for name in ("Adam", "LaProp"):
