@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -151,6 +152,16 @@ class Run:
     left_out: list[tuple[Task, float, float]] = field(default_factory=list)  # bytes: needed, free
     interrupted: bool = False
 
+    @contextmanager
+    def attempt(self, task: Task) -> Iterator[None]:
+        """What a task raises is kept for the end, in one line."""
+        try:
+            with peers.quiet():
+                yield
+        except Exception as error:
+            first_line = (str(error).strip() or "no message").splitlines()[0]
+            self.failed[task.label] = f"{type(error).__name__}: {first_line}"
+
 
 def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:
     """Measure every task; yields each before it begins, for a progress bar."""
@@ -171,29 +182,18 @@ def _compare(
     baseline, other = peers.baseline(tasks[0].contender.mode), None
     for task in tasks:
         yield task
-        try:
-            with peers.quiet():
-                held = [
-                    roofline.model(one, clock.device).held for one in (task.contender, baseline)
-                ]
-                free = clock.free_bytes() + (roofline.held(other.optimizer) if other else 0)
-                need = task.parameter_set.parameters * sum(held)
-                if need > SPARE * free:
-                    run.left_out.append((task, need, free))
-                    continue
-                other = other or Side(baseline, task.parameter_set, clock)
-                side = Side(task.contender, task.parameter_set, clock)
-                run.rows += _rows(task, side, other, roof, rounds)
-        except Exception as error:
-            run.failed[task.label] = told(error)
+        with run.attempt(task):
+            held = [roofline.model(one, clock.device).held for one in (task.contender, baseline)]
+            free = clock.free_bytes() + (roofline.held(other.optimizer) if other else 0)
+            need = task.parameter_set.parameters * sum(held)
+            if need > SPARE * free:
+                run.left_out.append((task, need, free))
+                continue
+            other = other or Side(baseline, task.parameter_set, clock)
+            side = Side(task.contender, task.parameter_set, clock)
+            run.rows += _rows(task, side, other, roof, rounds)
         side = None
         clock.tidy()
-
-
-def told(error: Exception) -> str:
-    """An exception in one line."""
-    first_line = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first_line}"
 
 
 def require_steps(contender: Contender, optimizer: torch.optim.Optimizer, steps: int) -> None:

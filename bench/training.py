@@ -11,7 +11,7 @@ import torch
 from . import peers
 from .contenders import Contender
 from .device import Clock
-from .measure import WARM_UP, Run, Task, identity, require_steps, take_turns, told
+from .measure import WARM_UP, Run, Task, identity, require_steps, take_turns
 from .papers import language
 from .parameter_sets import ParameterSet
 
@@ -57,11 +57,8 @@ def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[
         for task in tasks:
             yield task
             torch.set_num_threads(task.threads)
-            try:
-                with peers.quiet():
-                    run.rows.append(_row(task, clock, rounds))
-            except Exception as error:
-                run.failed[task.label] = told(error)
+            with run.attempt(task):
+                run.rows.append(_row(task, clock, rounds))
     finally:
         torch.set_num_threads(threads_before)
 
