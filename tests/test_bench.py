@@ -1,4 +1,4 @@
-"""The benchmark: its sets, bytes, ratios, files, pictures and complaints, and that it sees."""
+"""The benchmark's sets, bytes and options: what is measured, and what is told where that fails."""
 
 import math
 from functools import partial
@@ -14,22 +14,11 @@ from bench import __main__ as command
 from bench import contenders, device, peers, results, roofline
 from bench.measure import Side
 from bench.parameter_sets import AXES, parse
+from tests.benchmark import bench, little_work  # noqa: F401, a fixture
 from tests.training import CLASSES, every_class, give_gradients, model, stored
 
 CPU = torch.device("cpu")
 F32 = contenders.MODES["f32"]
-
-
-@pytest.fixture(autouse=True)
-def little_work(monkeypatch):
-    for clock in (device.Cpu, device.Cuda):
-        monkeypatch.setattr(clock, "BYTES", 12 * 1024)
-
-
-def bench(tmp_path, *arguments):
-    out = tmp_path / "rows.json"
-    common = ["--device", "cpu", "--backends", "cpu", "--out", str(out)]
-    return command.main([*common, *map(str, arguments)]), out
 
 
 # Parameter sets

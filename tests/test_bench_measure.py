@@ -8,12 +8,21 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import contenders, device, growth, measure, parameter_sets, peers, results, tables
+from bench import (
+    contenders,
+    device,
+    measure,
+    pages,
+    parameter_sets,
+    peers,
+    results,
+    tables,
+    training,
+)
 from bench import self_check as checking
 from bench.measure import Side
 from bench.parameter_sets import parse
-from tests.test_bench import little_work  # noqa: F401, a fixture
-from tests.test_bench_results import peer_row, row
+from tests.benchmark import bench, little_work, peer_row, row  # noqa: F401, a fixture
 
 (ADAMW,) = contenders.ours("adamw", "cpu", contenders.MODES["f32"])
 MADAM, _ = contenders.ours("madam", "cpu", contenders.MODES["f32"])
@@ -103,18 +112,12 @@ def test_a_phase_of_the_host_is_what_its_name_says():
     side.scheduled()
     assert not any(p.grad is g for p, g in zip(side.params, gradients, strict=True))
     assert all(g["lr"] < rate for g, rate in zip(optimizer.param_groups, rates, strict=True))
+    load, loaded = optimizer.load_state_dict, []
+    optimizer.load_state_dict = lambda state: loaded.append(load(state))
     side.loaded()
-    assert side.optimizer is optimizer
+    assert side.optimizer is optimizer and loaded == [None]
     side.first()
     assert {int(state["step"]) for state in side.optimizer.state.values()} == {1}
-
-
-def test_the_slow_side_may_take_each_step_twice(monkeypatch):
-    """As it does on a GPU."""
-    clock = device.Cpu()
-    monkeypatch.setattr(clock, "twice", lambda step: (step(), step()))
-    monkeypatch.setattr(checking, "ROUNDS", 5)
-    checking.self_check(measure.Task(parse("2x8")[0], ADAMW, 1), clock)
 
 
 @pytest.mark.parametrize("mode", ["f32", "bf16"])
@@ -148,28 +151,6 @@ def test_patience_ends_a_long_comparison(monkeypatch):
     assert [len(times) for times in measure.take_turns([lambda: 1.0], 99)] == [measure.FEWEST]
 
 
-# It sees
-
-
-def test_it_sees_a_slow_down_and_none_where_none_is(capsys):
-    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 0
-    assert capsys.readouterr().out.count(": seen\n") == 2
-
-
-def test_it_says_where_it_does_not_see(monkeypatch, capsys):
-    monkeypatch.setattr(checking, "Slow", Side)
-    monkeypatch.setattr(checking, "ROUNDS", 11)
-    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 1
-    assert "x 2 put in: x" in capsys.readouterr().out
-
-
-def test_what_is_seen_has_the_factor_within_its_spread():
-    assert checking.sees([1.9, 2.0, 2.02, 2.1], 2.0)
-    assert not checking.sees([1.9, 2.0, 2.02, 2.1], 1.0)
-    assert not checking.sees([1.80, 1.801, 1.802, 1.803], 2.0), "near, but beyond its spread"
-    assert not checking.sees([0.5, 1.0, 3.0, 4.0], 1.0), "within its spread, but not near"
-
-
 def test_bytes_are_those_of_each_side(monkeypatch):
     (one,), _, _ = rows_on_a_still_clock("2x2000", MADAM, monkeypatch)
     assert (one["bytes"], one["held_bytes"]) == (44 * 4000, 24 * 4000)
@@ -201,6 +182,37 @@ def test_a_task_has_its_threads_and_they_are_put_back(monkeypatch):
     assert torch.get_num_threads() == before
 
 
+def test_the_share_of_a_training_step_is_measured_and_told(tmp_path, capsys):
+    names = ["--algorithms", "adamw,madam", "--peers", "torch-loop", "--rounds", "2"]
+    status, out = bench(tmp_path, "training", *names)
+    rows = results.read(out)["rows"]
+    assert status == 0 and [r["algorithm"] for r in rows] == ["AdamW", "MAdam", "AdamW"]
+    for one in rows:
+        assert 0 < one["optimizer_seconds"] < one["seconds"] and one["parameters"] > 100_000
+        assert one["optimizer_share"] == one["optimizer_seconds"] / one["seconds"]
+    assert "its share" in capsys.readouterr().out
+    new = pages.written("<!-- bench training -->\n<!-- end -->\n", {"one": results.read(out)})
+    assert "| algorithm | by | training step | optimizer | its share | x torch fused |" in new
+    assert new.count("fusedstep cpu") == 2
+
+
+def test_a_training_loop_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+    measured = training._row
+
+    def row(task, *how):
+        if task.contender.maker == "torch-loop":
+            raise RuntimeError("out of luck\nand more")
+        return measured(task, *how)
+
+    monkeypatch.setattr(training, "_row", row)
+    chosen = ["--algorithms", "adamw", "--peers", "torch-loop", "torch-foreach", "--rounds", "2"]
+    status, out = bench(tmp_path, "training", *chosen)
+    made = [one["maker"] for one in results.read(out)["rows"]]
+    assert status == 0 and made == ["fusedstep", "torch-foreach"]
+    told = "failed: torch-loop AdamW f32 small-bert: RuntimeError: out of luck\n"
+    assert told in capsys.readouterr().out
+
+
 def test_what_was_measured_is_let_go_before_the_next(monkeypatch):
     kept, alive = [], []
 
@@ -218,15 +230,6 @@ def test_what_was_measured_is_let_go_before_the_next(monkeypatch):
     tasks = [measure.Task(chosen, one, 1) for one in (ADAMW, MADAM)]
     list(measure.measure(measure.Run(), tasks, device.Cpu(), 2))
     assert alive == [[], [False]]
-
-
-def test_loaded_is_a_step_after_loading():
-    side, loaded = Side(ADAMW, parse("2x8")[0], device.Cpu()), []
-    side.start()
-    load = side.optimizer.load_state_dict
-    side.optimizer.load_state_dict = lambda state: loaded.append(load(state))
-    side.loaded()
-    assert loaded == [None]
 
 
 def test_quartiles_lie_within_the_data():
@@ -247,32 +250,31 @@ def test_a_peer_has_no_mode_of_two_dtypes():
     assert peers.contender("torch-fused", "AdamW", mixed) is None
 
 
-def test_a_point_of_a_line_is_of_one_phase():
-    few, many = (s.name for s in parse("tensors")[:2])
-    rows = [row(set=many, tensors=30, phase="fresh"), row(set=few, tensors=10, phase="fresh")]
-    rows += [row(set=few, tensors=10, phase="first"), row(set="tiny", tensors=400, phase="fresh")]
-    assert growth.points(rows, "tensors") == {"AdamW cpu": [rows[1], rows[0]]}
+# It sees
 
 
-def test_a_tenth_at_one_end_of_a_line_weighs_as_much_as_at_the_other():
-    start, _ = growth.line([1.0, 10.0, 1e6], [1.0, 1.0, 1.1e6])
-    assert 0.0 < start < 2.0
+def test_it_sees_a_slow_down_and_none_where_none_is(capsys):
+    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 0
+    assert capsys.readouterr().out.count(": seen\n") == 2
 
 
-@pytest.mark.parametrize("share, said", [(0.24, 1), (0.26, 0)])
-def test_a_baseline_is_stuck_below_a_quarter_of_the_yardstick(share, said):
-    rows = [row(baseline_seconds=1.0 / share)]
-    measure.fill_ratios(rows)
-    assert results.disturbed(rows) == rows[:said]
+def test_it_says_where_it_does_not_see(monkeypatch, capsys):
+    monkeypatch.setattr(checking, "Slow", Side)
+    monkeypatch.setattr(checking, "ROUNDS", 11)
+    assert command.main(["self-check", "--set", "10x8", "--backends", "cpu"]) == 1
+    assert "x 2 put in: x" in capsys.readouterr().out
 
 
-def test_what_all_rows_do_alike_tells_which_are_disturbed():
-    def training(rest):
-        return row(phase="training", seconds=rest + 1.0, optimizer_seconds=1.0)
+def test_what_is_seen_has_the_factor_within_its_spread():
+    assert checking.sees([1.9, 2.0, 2.02, 2.1], 2.0)
+    assert not checking.sees([1.9, 2.0, 2.02, 2.1], 1.0)
+    assert not checking.sees([1.80, 1.801, 1.802, 1.803], 2.0), "near, but beyond its spread"
+    assert not checking.sees([0.5, 1.0, 3.0, 4.0], 1.0), "within its spread, but not near"
 
-    rows = [training(9.0), training(19.0), training(17.0)]
-    rows += [row(baseline_seconds=seconds) for seconds in (2.1, 1.0, 1.9)]
-    rows += [row(phase="fresh", baseline_seconds=seconds) for seconds in (9.0, 1.0)]
-    rows += [row(device="cuda", baseline_seconds=9.0), row(threads=1, baseline_seconds=3.5)]
-    measure.fill_ratios(rows)
-    assert results.disturbed(rows) == [rows[1], rows[3]]
+
+def test_the_slow_side_may_take_each_step_twice(monkeypatch):
+    """As it does on a GPU."""
+    clock = device.Cpu()
+    monkeypatch.setattr(clock, "twice", lambda step: (step(), step()))
+    monkeypatch.setattr(checking, "ROUNDS", 5)
+    checking.self_check(measure.Task(parse("2x8")[0], ADAMW, 1), clock)

@@ -1,4 +1,4 @@
-"""The benchmark's rows, files, tables and pictures."""
+"""The benchmark's rows, files, tables, pictures and lines of growth."""
 
 import csv
 import json
@@ -9,24 +9,9 @@ import subprocess
 import pytest
 import torch
 
-from bench import growth, measure, pages, plots, results, tables, training
+from bench import growth, measure, pages, plots, results, tables
 from bench.parameter_sets import AXES, parse
-from tests.test_bench import bench, little_work  # noqa: F401, a fixture
-
-
-def row(**changes):
-    facts = {
-        "set": "bert-base", "maker": "fusedstep", "algorithm": "AdamW", "form": "paper",
-        "backend": "cpu", "dtype": "f32", "device": "cpu", "threads": 2, "phase": "step",
-        "tensors": 10, "parameters": 1000, "groups": 2, "bytes": 28_000, "seconds": 2.0,
-        "q1": 1.9, "q3": 2.1, "rounds": 5, "baseline_seconds": 3.0, "baseline_bytes": 28_000,
-        "yardstick": 28_000.0, "held_bytes": 16_000, "peak_extra_bytes": None, "launches": 1,
-    }  # fmt: skip
-    return {**facts, **changes}
-
-
-def peer_row(maker, **changes):
-    return row(maker=maker, form="", backend="", **changes)
+from tests.benchmark import bench, little_work, peer_row, row  # noqa: F401, a fixture
 
 
 def test_rows_survive_the_files(tmp_path):
@@ -106,6 +91,25 @@ def test_rows_beside_a_stuck_baseline_are_not_recorded(tmp_path):
     measure.fill_ratios(rows)
     path = results.record(content_of("monday", row(), *rows), tmp_path)
     assert [r["set"] for r in results.read(path)["rows"]] == ["bert-base", "cuda"]
+
+
+@pytest.mark.parametrize("share, said", [(0.24, 1), (0.26, 0)])
+def test_a_baseline_is_stuck_below_a_quarter_of_the_yardstick(share, said):
+    rows = [row(baseline_seconds=1.0 / share)]
+    measure.fill_ratios(rows)
+    assert results.disturbed(rows) == rows[:said]
+
+
+def test_what_all_rows_do_alike_tells_which_are_disturbed():
+    def training(rest):
+        return row(phase="training", seconds=rest + 1.0, optimizer_seconds=1.0)
+
+    rows = [training(9.0), training(19.0), training(17.0)]
+    rows += [row(baseline_seconds=seconds) for seconds in (2.1, 1.0, 1.9)]
+    rows += [row(phase="fresh", baseline_seconds=seconds) for seconds in (9.0, 1.0)]
+    rows += [row(device="cuda", baseline_seconds=9.0), row(threads=1, baseline_seconds=3.5)]
+    measure.fill_ratios(rows)
+    assert results.disturbed(rows) == [rows[1], rows[3]]
 
 
 def test_recording_replaces_equal_keys_and_keeps_the_others(tmp_path):
@@ -212,37 +216,6 @@ def test_a_summary_has_a_column_for_every_backend_of_a_machine_gpus_first():
     assert "| LAMB |  |  | 0.75x; 0.5x other |" in new
 
 
-def test_the_share_of_a_training_step_is_measured_and_told(tmp_path, capsys):
-    names = ["--algorithms", "adamw,madam", "--peers", "torch-loop", "--rounds", "2"]
-    status, out = bench(tmp_path, "training", *names)
-    rows = results.read(out)["rows"]
-    assert status == 0 and [r["algorithm"] for r in rows] == ["AdamW", "MAdam", "AdamW"]
-    for one in rows:
-        assert 0 < one["optimizer_seconds"] < one["seconds"] and one["parameters"] > 100_000
-        assert one["optimizer_share"] == one["optimizer_seconds"] / one["seconds"]
-    assert "its share" in capsys.readouterr().out
-    new = pages.written("<!-- bench training -->\n<!-- end -->\n", {"one": results.read(out)})
-    assert "| algorithm | by | training step | optimizer | its share | x torch fused |" in new
-    assert new.count("fusedstep cpu") == 2
-
-
-def test_a_training_loop_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
-    measured = training._row
-
-    def row(task, *how):
-        if task.contender.maker == "torch-loop":
-            raise RuntimeError("out of luck\nand more")
-        return measured(task, *how)
-
-    monkeypatch.setattr(training, "_row", row)
-    chosen = ["--algorithms", "adamw", "--peers", "torch-loop", "torch-foreach", "--rounds", "2"]
-    status, out = bench(tmp_path, "training", *chosen)
-    made = [one["maker"] for one in results.read(out)["rows"]]
-    assert status == 0 and made == ["fusedstep", "torch-foreach"]
-    told = "failed: torch-loop AdamW f32 small-bert: RuntimeError: out of luck\n"
-    assert told in capsys.readouterr().out
-
-
 def test_pictures_are_drawn_where_there_are_rows(tmp_path):
     rows = [row(), row(algorithm="LAMB"), peer_row("torch-fused")]
     for axis in AXES:
@@ -271,6 +244,18 @@ def test_lines_neither_fall_nor_begin_below_zero():
     assert b == 0.0 and 3.0 < a < 5.0
     a, b = growth.line([1.0, 10.0, 100.0], [1.0, 20.0, 300.0])
     assert a == 0.0 and 1.0 < b < 3.0
+
+
+def test_a_point_of_a_line_is_of_one_phase():
+    few, many = (s.name for s in parse("tensors")[:2])
+    rows = [row(set=many, tensors=30, phase="fresh"), row(set=few, tensors=10, phase="fresh")]
+    rows += [row(set=few, tensors=10, phase="first"), row(set="tiny", tensors=400, phase="fresh")]
+    assert growth.points(rows, "tensors") == {"AdamW cpu": [rows[1], rows[0]]}
+
+
+def test_a_tenth_at_one_end_of_a_line_weighs_as_much_as_at_the_other():
+    start, _ = growth.line([1.0, 10.0, 1e6], [1.0, 1.0, 1.1e6])
+    assert 0.0 < start < 2.0
 
 
 @pytest.mark.parametrize(

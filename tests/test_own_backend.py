@@ -13,8 +13,8 @@ from fusedstep.backends import BACKENDS, Backend, CpuBackend, TritonBackend, reg
 from fusedstep.reference_backend import ReferenceBackend
 
 from bench import __main__ as command
+from tests.benchmark import little_work  # noqa: F401, a fixture
 from tests.conftest import TESTED_BACKENDS, device_of
-from tests.test_bench import little_work  # noqa: F401, a fixture
 from tests.test_docs import ROOT, add_named_blocks
 from tests.training import assert_same, give_gradients, model, stored, train
 
