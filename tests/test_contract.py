@@ -78,10 +78,6 @@ def test_every_rule_in_a_layer_has_a_class():
     assert {path.stem for path in (ROOT / "docs/algorithms").iterdir()} == set(RULES)
 
 
-def test_every_class_is_in_the_bit_matrix():
-    assert {case.cls for case in testing.CASES} == set(OPTIMIZERS)
-
-
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 def test_constructors_say_what_they_take(cls):
     """For type checkers, editors and command lines that are made from signatures."""

@@ -74,6 +74,12 @@ def test_an_eps_that_rounds_to_nothing(cls):
         cls(model(), eps=2.0**-150)
 
 
+@pytest.mark.parametrize("cls", [fusedstep.AdaMomentum, fusedstep.AvaGrad, fusedstep.LaProp])
+def test_an_eps_of_0_is_refused_of_float64_too(cls):
+    with pytest.raises(ValueError, match="is 0 in the arithmetic of torch.float64"):
+        cls(model(dtype=torch.float64), eps=0.0)
+
+
 def test_an_eps_that_its_bias_correction_rounds_to_nothing():
     for beta2 in (0.999, np.float16(0.999)):
         cases = ((fusedstep.LaProp, {}), (fusedstep.AvaGrad, {"form": "released"}))
@@ -81,6 +87,7 @@ def test_an_eps_that_its_bias_correction_rounds_to_nothing():
             cls(model(), betas=(0.9, beta2), eps=1e-40, **form)
             with pytest.raises(ValueError, match="is 0 in the arithmetic of torch.float32"):
                 cls(model(), betas=(0.9, beta2), eps=2.0**-149, **form)
+    fusedstep.AvaGrad(model(), betas=(0.9, 0.999), eps=1e-43, form="released")  # LaProp's is 0 here
 
 
 @pytest.mark.parametrize("lr, told", [("fast", "'fast', a str"), (True, "True, a bool")])

@@ -40,19 +40,6 @@ def test_a_parameter_counts_its_own_steps(cls):
     assert [int(optimizer.state[p]["step"]) for p in params] == [6, 3 if own else 6, 6]
 
 
-def test_counts_match_torchs_adamw_per_parameter():
-    ours, theirs = model(dtype=torch.float64), model(dtype=torch.float64)
-    a, b = fusedstep.AdamW(ours), torch.optim.AdamW(theirs)
-    for t in range(7):
-        for optimizer, params in ((a, ours), (b, theirs)):
-            give_gradients(params, t)
-            if t in (0, 3):
-                params[2].grad = None
-            optimizer.step()
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
-
-
 def test_parameters_may_join_later():
     params = model()
     late = model((3, 3), seed=9)

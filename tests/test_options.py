@@ -64,16 +64,6 @@ def test_a_rate_that_was_rounded_below_0_moves_nothing():
         fusedstep.AdamW(params, lr=-1e-13).step()
 
 
-@pytest.mark.parametrize("cls", [fusedstep.AdaMomentum, fusedstep.AvaGrad, fusedstep.LaProp])
-def test_an_eps_of_0_is_refused_of_float64_too(cls):
-    with pytest.raises(ValueError, match="is 0 in the arithmetic of torch.float64"):
-        cls(model(dtype=torch.float64), eps=0.0)
-
-
-def test_an_eps_that_its_bias_correction_leaves():
-    fusedstep.AvaGrad(model(), betas=(0.9, 0.999), eps=1e-43, form="released")
-
-
 def test_a_decay_of_laprops_may_leave_nothing():
     with pytest.warns(UserWarning, match="takes 100.00% off the weights"):
         fusedstep.LaProp(model(), weight_decay=1.0)
