@@ -80,8 +80,3 @@ def assert_close(got, want, lr, tolerance=1e-12):
     for t, (a, b) in enumerate(zip(got, want, strict=True), 1):
         apart = float((a - b).abs().max())
         assert apart <= allowed, f"step {t}: {apart:.3g} apart, {allowed:.3g} is allowed"
-
-
-def name_of(options: dict) -> str:
-    """A test's name for a dict of options."""
-    return "-".join(options) or "plain"

@@ -17,11 +17,11 @@ from tests.paper import (
     STEPS,
     assert_close,
     gradients,
-    name_of,
     play,
     schedule,
     start,
 )
+from tests.training import name_of
 
 
 def maxva(

@@ -11,13 +11,13 @@ from tests.paper import (
     WHOLE,
     assert_close,
     gradients,
-    name_of,
     pieces,
     play,
     quiet_gradients,
     schedule,
     start,
 )
+from tests.training import name_of
 
 LR = 0.1
 NEVER = {(t, 3) for t in range(1, 41)}  # the last parameter

@@ -11,13 +11,13 @@ from tests.paper import (
     WHOLE,
     assert_close,
     gradients,
-    name_of,
     pieces,
     play,
     quiet_gradients,
     schedule,
     start,
 )
+from tests.training import name_of
 
 LR = 0.01
 MEDIAN = float(torch.stack([g.norm() for g in gradients()]).median())
@@ -131,7 +131,7 @@ def clip_and_play(cls, options, max_grad_norm, own, grads, absent=()):
     return trace, torch.stack(norms)
 
 
-@pytest.mark.parametrize("name, options", CLIPPED, ids=[f"{n}-{name_of(o)}" for n, o in CLIPPED])
+@pytest.mark.parametrize("name, options", CLIPPED, ids=name_of)
 def test_max_grad_norm_is_torchs_clip_over_all_groups(name, options):
     run = [getattr(fusedstep, name), options, MEDIAN]
     got, norms = clip_and_play(*run, own=True, grads=gradients(), absent=ABSENT)

@@ -13,13 +13,12 @@ from tests.paper import (
     STEPS,
     assert_close,
     gradients,
-    name_of,
     play,
     quiet_gradients,
     schedule,
     start,
 )
-from tests.training import model, no_warning
+from tests.training import model, name_of, no_warning
 
 
 def laprop(

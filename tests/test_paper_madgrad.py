@@ -12,14 +12,13 @@ from tests.paper import (
     WHOLE,
     assert_close,
     gradients,
-    name_of,
     pieces,
     play,
     quiet_gradients,
     schedule,
     start,
 )
-from tests.training import model
+from tests.training import model, name_of
 
 LR = 0.01
 

@@ -1,7 +1,6 @@
 """The optimizers' state: saved, loaded, copied, stored."""
 
 import copy
-import io
 import pickle
 
 import fusedstep
@@ -12,16 +11,17 @@ from fusedstep import testing
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from tests.conftest import TESTED_BACKENDS, device_of
-from tests.training import assert_same, every_class, model, no_warning, stored, train
+from tests.training import (
+    assert_same,
+    every_class,
+    model,
+    no_warning,
+    saved_and_loaded,
+    stored,
+    train,
+)
 
 each_mode = pytest.mark.parametrize("mode", testing.MODES, ids=lambda mode: mode.id)
-
-
-def saved_and_loaded(value):
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def through_a_file(scenario, fresh, path):

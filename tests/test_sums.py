@@ -10,7 +10,7 @@ from fusedstep.shards import Axis
 from fusedstep.sums import CHUNK, Norm
 
 from tests.conftest import TESTED_BACKENDS, device_of
-from tests.training import assert_same, stored
+from tests.training import assert_same, name_of, stored
 
 NORMED = [
     (fusedstep.AvaGrad, {}),
@@ -18,9 +18,7 @@ NORMED = [
     (fusedstep.LAMB, {}),
     (fusedstep.MAdam, {"max_grad_norm": 1.0}),
 ]
-each_normed = pytest.mark.parametrize(
-    "cls, options", NORMED, ids=lambda x: x.__name__ if isinstance(x, type) else "-".join(x) or None
-)
+each_normed = pytest.mark.parametrize("cls, options", NORMED, ids=name_of)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 1023, 1024, 1025, 5000, CHUNK])

@@ -6,7 +6,6 @@ that shows it.
 """
 
 import copy
-import io
 import pickle
 
 import torch
@@ -16,7 +15,7 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.training import CLASSES, assert_same, stored
+from tests.training import CLASSES, assert_same, saved_and_loaded, stored
 
 CASES = st.sampled_from(CLASSES).flatmap(
     lambda cls: st.sampled_from([case for case in testing.CASES if case.cls is cls])
@@ -71,13 +70,11 @@ class World:
         self.optimizer.step()
 
     def save_and_load(self, backend, options):
-        file = io.BytesIO()
-        torch.save(self.optimizer.state_dict(), file)
-        file.seek(0)
+        saved = saved_and_loaded(self.optimizer.state_dict())
         groups = [{"params": group["params"]} for group in self.optimizer.param_groups]
         options = {**dict(self.case.options), **options}  # what a group added later begins with
         self.optimizer = self.case.cls(groups, backend=backend, **options)
-        self.optimizer.load_state_dict(torch.load(file, weights_only=True))
+        self.optimizer.load_state_dict(saved)
 
 
 class Actions(RuleBasedStateMachine):

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import io
 import warnings
 
 import fusedstep
@@ -27,6 +28,11 @@ on_every_backend = pytest.mark.parametrize(
         for cls in ((fusedstep.AdamW, fusedstep.LAMB) if backend == "triton" else CLASSES)
     ],
 )
+
+
+def name_of(value):
+    """A test's name for a dict of options; of other parameters pytest makes its own."""
+    return "-".join(value) or "plain" if isinstance(value, dict) else None
 
 
 def arguments(cls):
@@ -79,6 +85,13 @@ def stored(optimizer, params):
         sums = {n: v for n, v in group.items() if isinstance(v, torch.Tensor) and v.ndim}
         result |= {f"group {i} {name}": v.clone() for name, v in sums.items()}
     return result
+
+
+def saved_and_loaded(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
