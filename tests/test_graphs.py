@@ -84,10 +84,15 @@ def test_numbers_are_where_the_parameters_are_if_there_are_any():
         assert {group["lr"].device} >= {p.device for p in params}
 
 
+def begin_capture(patch):
+    """Of a GPU's stream, as far as the optimizer can tell."""
+    patch.setattr(graphs, "capturing", lambda: True)
+    patch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+
+
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "betas[1]", "max_grad_norm"])
 def test_capturing_a_number_is_refused_by_name(name, monkeypatch):
-    monkeypatch.setattr(graphs, "capturing", lambda: True)
-    monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+    begin_capture(monkeypatch)
     params = model()
     optimizer = fusedstep.AdamW(params, max_grad_norm=1.0, capturable=True)
     group = optimizer.param_groups[0]
@@ -104,8 +109,7 @@ def test_capturing_a_number_is_refused_by_name(name, monkeypatch):
 
 
 def test_capturing_a_number_on_another_device_is_refused(monkeypatch):
-    monkeypatch.setattr(graphs, "capturing", lambda: True)
-    monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+    begin_capture(monkeypatch)
     params = model()
     optimizer = fusedstep.AdamW(params, capturable=True)
     optimizer.param_groups[0]["eps"] = torch.tensor(1e-8, device="meta")
@@ -141,8 +145,7 @@ def test_capturing_a_step_that_has_to_be_planned_is_refused(planned, monkeypatch
         optimizer.step()
     give_gradients(params)
     before = stored(optimizer, params)
-    monkeypatch.setattr(graphs, "capturing", lambda: True)
-    monkeypatch.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+    begin_capture(monkeypatch)
     with pytest.raises(RuntimeError, match="AdamW: .* needs a plan .* outside of the graph"):
         optimizer.step()
     assert_same(stored(optimizer, params), before)
@@ -182,8 +185,7 @@ def test_a_captured_step_keeps_what_its_replays_read(monkeypatch):
         tables = [launch.step_table for launch in optimizer._plan.launches]
         with monkeypatch.context() as patched:
             if captured:
-                patched.setattr(graphs, "capturing", lambda: True)
-                patched.setattr(graphs, "on_gpu", lambda t: isinstance(t, torch.Tensor))
+                begin_capture(patched)
                 patched.setattr(torch.cuda, "device", contextlib.nullcontext)
                 for table in tables:
                     table._spare = torch.zeros_like(table.host)  # as a GPU's has one

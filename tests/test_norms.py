@@ -12,12 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
 from tests.distributed import distribute, give_parts, spawn, train_both, with_gradients
-from tests.test_sums import parameters
 from tests.training import (
     assert_same,
     give_gradients,
     model,
     on_every_backend,
+    parameters,
     root,
     stored,
     train,
@@ -27,7 +27,7 @@ from tests.training import (
 def test_a_limit_of_one_group_alone_is_obeyed():
     found = []
     for other in (None, float("inf")):
-        p, q = parameters([30, 40], (torch.float32,), "cpu")
+        p, q = parameters([30, 40])
         groups = [{"params": [p], "max_grad_norm": other}, {"params": [q], "max_grad_norm": 0.1}]
         optimizer = fusedstep.AdamW(groups, eps=1.0)
         optimizer.step()
@@ -38,7 +38,7 @@ def test_a_limit_of_one_group_alone_is_obeyed():
 def test_a_norm_is_summed_without_those_that_have_no_gradient_yet(backend, device):
     found = []
     for idle in ([], [700]):
-        params = parameters([300, 3000, *idle], (torch.float32,), device)
+        params = parameters([300, 3000, *idle], device)
         for p in params[2:]:
             p.grad = None
         optimizer = fusedstep.AdamW(params, max_grad_norm=0.1, eps=1.0, backend=backend)
@@ -50,7 +50,7 @@ def test_a_norm_is_summed_without_those_that_have_no_gradient_yet(backend, devic
 @pytest.mark.parametrize("name, value", [("eps", 0.5), ("skip_zero_second_moment", True)])
 def test_avagrads_mean_is_by_the_options_of_its_step(name, value, backend, device):
     """In the paper form, not by those of the step before, which has summed it."""
-    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    (p,), (q,) = (parameters([300], device) for _ in range(2))
     a = fusedstep.AvaGrad([p], backend=backend, eps=0.1)
     p.grad[:100] = 0.0
     a.step()
@@ -67,7 +67,7 @@ def test_avagrads_mean_is_by_the_options_of_its_step(name, value, backend, devic
 
 def test_the_square_of_a_float64_is_rounded_before_it_is_added(backend, device):
     """Elements 0 and 1024 are terms of one lane; fused, product and sum would round once."""
-    (p,) = parameters([2048], (torch.float64,), device)
+    (p,) = parameters([2048], device, (torch.float64,))
     p.grad.zero_()
     p.grad[0], p.grad[1024] = 1.0, 1.3
     optimizer = fusedstep.AdamW([p], max_grad_norm=1.0, backend=backend)
@@ -77,7 +77,7 @@ def test_the_square_of_a_float64_is_rounded_before_it_is_added(backend, device):
 
 def test_terms_1024_chunks_apart_are_added_before_all_others(backend, device):
     """With half the lanes of the law, each would be added to 2^56 alone, and lost."""
-    params = parameters([1] * 1537, (torch.float32,), device)
+    params = parameters([1] * 1537, device)
     gradients = {0: 0.0, 512: 0.4, 1536: 0.4}  # 1 / (|g| + eps): 2^28, 2.5, 2.5
     for i, p in enumerate(params):
         p.grad = torch.full_like(p, gradients[i]) if i in gradients else None
@@ -91,7 +91,7 @@ def test_terms_1024_chunks_apart_are_added_before_all_others(backend, device):
 @pytest.mark.parametrize("value, want", [(0.0, [9.0, 9.0]), (1e30, [0.0, 9.0])], ids=str)
 def test_a_mean_stays_only_where_no_coordinate_is_counted(value, want, backend, device):
     """Not where the sum is zero, too: it is that of infinite second moments."""
-    (p,) = parameters([9], (torch.float32,), device)
+    (p,) = parameters([9], device)
     options = {"betas": (0.0, 0.0), "eps": 0.5, "form": "released"}
     optimizer = fusedstep.AvaGrad([p], backend=backend, skip_zero_second_moment=True, **options)
     for gradient in (0.5, value, 0.0):  # each is seen one step later
@@ -103,7 +103,7 @@ def test_a_mean_stays_only_where_no_coordinate_is_counted(value, want, backend, 
 def test_avagrad_sees_a_changed_eps_where_there_is_no_gradient(backend, device):
     found = []
     for by, where in ((backend, device), ("reference", "cpu")):
-        p, q = params = parameters([300, 40], (torch.float32,), where)
+        p, q = params = parameters([300, 40], where)
         optimizer = fusedstep.AvaGrad(params, backend=by, eps=0.1)
         optimizer.step()
         q.grad = None
@@ -115,7 +115,7 @@ def test_avagrad_sees_a_changed_eps_where_there_is_no_gradient(backend, device):
 
 def test_a_survey_compares_no_tensors(monkeypatch):
     """That would wait for the device; a tensor that stays in its place calls for no survey."""
-    (p,) = parameters([30], (torch.float32,), "cpu")
+    (p,) = parameters([30])
     optimizer = fusedstep.AvaGrad([p], eps=0.5)
     monkeypatch.setattr(torch.Tensor, "__eq__", None)
     for eps in (torch.tensor(0.5), 0.5, torch.tensor(0.5)):
@@ -128,7 +128,7 @@ def test_a_survey_compares_no_tensors(monkeypatch):
 def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():
     found = []
     for cast in (torch.Tensor.double, torch.Tensor.float):
-        (p,) = parameters([30], (torch.float32,), "cpu")
+        (p,) = parameters([30])
         optimizer = fusedstep.AvaGrad([p], form="released")
         optimizer.step()
         optimizer.param_groups[0]["eta_sq_sum"] = cast(torch.tensor([50.0, 10.0]))
@@ -140,7 +140,7 @@ def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():
 def test_a_mean_of_a_later_group_that_is_exchanged_is_that_of_the_next_step():
     found = []
     for in_place in (False, True):
-        p, q = parameters([30, 40], (torch.float32,), "cpu")
+        p, q = parameters([30, 40])
         optimizer = fusedstep.AvaGrad([{"params": [p]}, {"params": [q]}], form="released")
         optimizer.step()
         group, new = optimizer.param_groups[1], torch.tensor([50.0, 10.0], dtype=torch.float64)
@@ -178,7 +178,7 @@ def test_a_step_whose_norm_is_not_finite_is_skipped(max_grad_norm, cls, backend,
 )
 def test_a_scalers_flag_skips_too(bad, found_inf, skips, backend, device):
     """The square of 1e30 is no float32, but the norm is finite."""
-    (p,) = params = parameters([30], (torch.float32,), device)
+    (p,) = params = parameters([30], device)
     optimizer = fusedstep.AdamW(params, backend=backend, skip_nonfinite=True)
     before, p.grad[7] = p.detach().clone(), bad
     if found_inf is not None:
@@ -191,7 +191,7 @@ def test_a_scalers_flag_skips_too(bad, found_inf, skips, backend, device):
 
 
 def test_whether_bad_steps_are_skipped_may_be_assigned(backend, device):
-    (p,) = params = parameters([30], (torch.float32,), device)
+    (p,) = params = parameters([30], device)
     optimizer = fusedstep.AdamW(params, backend=backend)
     assert optimizer.last_grad_norm is None
     for skips in (False, True, False):

@@ -10,7 +10,7 @@ from fusedstep.shards import Axis
 from fusedstep.sums import CHUNK, Norm
 
 from tests.conftest import TESTED_BACKENDS, device_of
-from tests.training import assert_same, name_of, stored
+from tests.training import assert_same, name_of, parameters, stored
 
 NORMED = [
     (fusedstep.AvaGrad, {}),
@@ -35,20 +35,9 @@ def test_the_tree_is_the_one_of_the_law(n):
     assert tree(values) == pytest.approx(np.sum(values))
 
 
-def parameters(sizes, dtypes, device):
-    generator = torch.Generator().manual_seed(1)
-    params = []
-    for i, n in enumerate(sizes):
-        dtype = dtypes[i % len(dtypes)]
-        values = torch.randn(n, generator=generator, dtype=torch.float64)
-        params.append(torch.nn.Parameter(values.to(device, dtype)))
-        params[-1].grad = torch.randn(n, generator=generator, dtype=torch.float64).to(device, dtype)
-    return params
-
-
 def after_steps(backend, cls, options, sizes, dtypes=(torch.float32,), steps=3, every=1):
     """What is stored after some steps; of the parameters, one in ``every`` has a gradient."""
-    params = parameters(sizes, dtypes, device_of(backend))
+    params = parameters(sizes, device_of(backend), dtypes)
     for i, p in enumerate(params):
         p.grad = p.grad if i % every == 0 else None
     half = len(params) // 2
@@ -99,7 +88,7 @@ def test_threads_do_not_matter(cls, options):
 
 
 def test_the_norm_is_there_to_log(backend, device):
-    (p, q) = parameters([3000, 50], (torch.float32,), device)
+    (p, q) = parameters([3000, 50], device)
     norm = torch.cat([p.grad, q.grad]).double().norm()
     before = p.grad.clone()
     optimizer = fusedstep.LaProp([p, q], max_grad_norm=0.5, backend=backend)
@@ -115,7 +104,7 @@ def test_the_norm_is_there_to_log(backend, device):
 
 
 def test_an_infinite_limit_measures_and_never_clips(backend, device):
-    (p,), (q,) = (parameters([3000], (torch.float32,), device) for _ in range(2))
+    (p,), (q,) = (parameters([3000], device) for _ in range(2))
     fusedstep.MAdam([p], backend=backend).step()
     optimizer = fusedstep.MAdam([q], backend=backend, max_grad_norm=float("inf"))
     optimizer.step()
@@ -123,7 +112,7 @@ def test_an_infinite_limit_measures_and_never_clips(backend, device):
 
 
 def test_a_limit_may_be_a_tensor_and_change(backend, device):
-    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    (p,), (q,) = (parameters([300], device) for _ in range(2))
     limit = torch.tensor(2.0, device=device)
     a = fusedstep.AdamW([p], backend=backend, max_grad_norm=limit)
     b = fusedstep.AdamW([q], backend=backend, max_grad_norm=2.0)
@@ -136,7 +125,7 @@ def test_a_limit_may_be_a_tensor_and_change(backend, device):
 
 
 def test_a_limit_set_later_is_obeyed(backend, device):
-    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    (p,), (q,) = (parameters([300], device) for _ in range(2))
     a = fusedstep.AdamW([p], backend=backend, eps=1.0)
     b = fusedstep.AdamW([q], backend=backend, eps=1.0)
     a.step()
@@ -150,7 +139,7 @@ def test_a_limit_set_later_is_obeyed(backend, device):
 @each_normed
 def test_a_skipped_step_leaves_the_sums(cls, options, backend, device):
     def play(skip):
-        params = parameters([3000, 20], (torch.float32,), device)
+        params = parameters([3000, 20], device)
         optimizer = cls(params, backend=backend, **options)
         for t in range(4):
             for p in params:
@@ -166,7 +155,7 @@ def test_a_skipped_step_leaves_the_sums(cls, options, backend, device):
 
 def test_avagrads_mean_of_nobody_is_not_that_of_the_step_before(backend, device):
     """Where no second moment is left that would count, a loaded optimizer has no other mean."""
-    (p,), (q,) = (parameters([300], (torch.float32,), device) for _ in range(2))
+    (p,), (q,) = (parameters([300], device) for _ in range(2))
     options = {"betas": (0.9, 0.0), "eps": 1e-3, "skip_zero_second_moment": True}
     a, b = (fusedstep.AvaGrad([x], backend=backend, **options) for x in (p, q))
     for scale in (1.0, 0.0):
@@ -188,7 +177,7 @@ def refused(match, make):
 
 
 def test_forms_of_avagrad_do_not_mix():
-    p, q = parameters([3, 4], (torch.float32,), "cpu")
+    p, q = parameters([3, 4])
     groups = [{"params": [p]}, {"params": [q], "form": "released"}]
     before = p.detach().clone()
     refused("groups have different forms", fusedstep.AvaGrad(groups).step)
@@ -196,7 +185,7 @@ def test_forms_of_avagrad_do_not_mix():
 
 
 def test_momentum_of_madgrad_does_not_come_or_go():
-    (p,) = parameters([3], (torch.float32,), "cpu")
+    (p,) = parameters([3])
     optimizer = fusedstep.MADGRAD([p], momentum=0.0)
     optimizer.step()
     optimizer.param_groups[0]["momentum"] = 0.9
@@ -204,7 +193,7 @@ def test_momentum_of_madgrad_does_not_come_or_go():
 
 
 def test_a_parameter_of_madgrad_stays_with_its_momentum():
-    p, q = parameters([3, 3], (torch.float32,), "cpu")
+    p, q = parameters([3, 3])
     optimizer = fusedstep.MADGRAD([{"params": [p], "momentum": 0.0}, {"params": [q]}])
     optimizer.step()
     first, second = (group["params"] for group in optimizer.param_groups)
@@ -220,7 +209,7 @@ def test_a_norm_over_two_devices_is_refused():
 
 
 def test_the_norm_of_a_skipped_step_is_told_too(backend, device):
-    (p,) = parameters([30], (torch.float32,), device)
+    (p,) = parameters([30], device)
     optimizer = fusedstep.AdamW([p], max_grad_norm=1.0, backend=backend)
     optimizer.step()
     before = p.detach().clone()
@@ -231,7 +220,7 @@ def test_the_norm_of_a_skipped_step_is_told_too(backend, device):
 
 
 def test_a_group_made_from_anothers_options_has_its_own_mean():
-    p, q = parameters([30, 40], (torch.float32,), "cpu")
+    p, q = parameters([30, 40])
     optimizer = fusedstep.AvaGrad([p], form="released")
     optimizer.step()
     optimizer.add_param_group({**optimizer.param_groups[0], "params": [q]})
@@ -243,7 +232,7 @@ def test_a_group_made_from_anothers_options_has_its_own_mean():
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_mean_that_is_exchanged_or_removed_is_that_of_the_next_step(backend):
     def moved(change):
-        (p,) = parameters([30], (torch.float32,), "cpu")
+        (p,) = parameters([30])
         optimizer = fusedstep.AvaGrad([p], form="released", backend=backend)
         for _ in range(3):
             optimizer.step()
@@ -262,7 +251,7 @@ def test_a_mean_that_is_exchanged_or_removed_is_that_of_the_next_step(backend):
 
 
 def test_madgrads_k_is_that_of_parameters_in_use():
-    a, b, c = parameters([3, 4, 5], (torch.float32,), "cpu")
+    a, b, c = parameters([3, 4, 5])
     optimizer = fusedstep.MADGRAD([a, b])
     optimizer.step()
     optimizer.param_groups[0]["params"].remove(a)

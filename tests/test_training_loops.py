@@ -55,8 +55,7 @@ def test_every_scheduler_works_unmodified(name, tensor_lr):
             train(optimizer, params, 1, seed=t)
             scheduler.step(*((1.0,) if name == "ReduceLROnPlateau" else ()))
         moved.append(params)
-    for p, q in zip(*moved, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*moved, rtol=0, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

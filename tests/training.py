@@ -49,6 +49,18 @@ def model(*shapes, dtype=torch.float32, device="cpu", seed=0):
     ]
 
 
+def parameters(sizes, device="cpu", dtypes=(torch.float32,)):
+    """Flat ones of these sizes, with gradients; their dtypes take turns."""
+    generator = torch.Generator().manual_seed(1)
+    params = []
+    for i, n in enumerate(sizes):
+        dtype = dtypes[i % len(dtypes)]
+        values = torch.randn(n, generator=generator, dtype=torch.float64)
+        params.append(torch.nn.Parameter(values.to(device, dtype)))
+        params[-1].grad = torch.randn(n, generator=generator, dtype=torch.float64).to(device, dtype)
+    return params
+
+
 def network():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
