@@ -39,6 +39,7 @@ CHANGES = {
     "a gradient of more dimensions": (torch.float32, lambda p, near: (None, torch.ones(2, 4).t())),
     "a parameter's width": (torch.float32, lambda p, near: (near.view(torch.float64)[:4], None)),
     "a parameter's dtype": (torch.bfloat16, lambda p, near: (near.view(torch.float16)[:4], None)),
+    "a size": (torch.float32, lambda p, near: (near[:2], torch.ones(2))),
     "no dimension": (torch.float32, lambda p, near: (near[0], p.grad[0])),
     "other strides": (torch.float32, lambda p, near: (near[:8:2], torch.ones(8)[::2])),
 }

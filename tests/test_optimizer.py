@@ -40,18 +40,6 @@ def test_a_parameter_counts_its_own_steps(cls):
     assert [int(optimizer.state[p]["step"]) for p in params] == [6, 3 if own else 6, 6]
 
 
-def test_parameters_may_join_later():
-    params = model()
-    late = model((3, 3), seed=9)
-    optimizer = fusedstep.MAdam(params)
-    train(optimizer, params, 2)
-    optimizer.add_param_group({"params": late, "lr": 0.1})
-    train(optimizer, params + late, 2)
-    assert (
-        int(optimizer.state[late[0]]["step"]) == 2 and int(optimizer.state[params[0]]["step"]) == 4
-    )
-
-
 ALTERED = {
     "freed": lambda p: setattr(p, "data", torch.empty(0)),
     "without storage": lambda p: p.untyped_storage().resize_(0),

@@ -58,16 +58,6 @@ def test_the_plan_is_kept_and_renewed():
     assert optimizer._plan is not plan
 
 
-def test_a_resized_parameter_is_planned_anew():
-    (p,) = params((1000,))
-    optimizer = fusedstep.AdamW([p])
-    optimizer.step()
-    p.data = p.data[:10]
-    p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match="state exp_avg is a tensor of shape"):
-        optimizer.step()
-
-
 def test_a_parameter_appended_to_a_group_is_seen():
     first, second = params((3,), (4,))
     optimizer = fusedstep.AdamW([first])
