@@ -54,7 +54,7 @@ def words(values: list[str]) -> list[str]:
     return [word for value in values for word in value.split(",") if word]
 
 
-def options(arguments: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
@@ -89,6 +89,16 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--plot", action="store_true", help="pictures, beside --out")
     parser.add_argument("--record", action="store_true", help="merge rows into bench/results/")
+    return parser
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, checked as far as nothing has to be measured for it.
+
+    Raises:
+        ValueError: an option that cannot be met; the message says what can.
+    """
+    parser = make_parser()
     chosen = parser.parse_args(arguments)
     if chosen.rounds < 2:
         raise ValueError(f"--rounds is {chosen.rounds}; a median and quartiles need at least 2")

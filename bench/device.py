@@ -140,11 +140,7 @@ class Cuda:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         waits = [w for w in waits if "synchroniz" in str(w.message)]
-        return {
-            "launches": len(names) - copies,
-            "copies": copies,
-            "synchronisations": len(waits),
-        }
+        return {"launches": len(names) - copies, "copies": copies, "synchronisations": len(waits)}
 
 
 Clock = Cpu | Cuda

@@ -87,8 +87,7 @@ def test_numbers_and_picture_names_are_unique():
 
 
 @pytest.mark.parametrize(
-    "held, said",
-    [([1, 1], "holds"), ([1, 0], "holds partly"), ([0, 0], "does not hold here")],
+    "held, said", [([1, 1], "holds"), ([1, 0], "holds partly"), ([0, 0], "does not hold here")]
 )
 def test_verdicts(held, said):
     assert experiment.verdict([Claim("", bool(one)) for one in held]) == said

@@ -29,7 +29,7 @@ LARGER = ROOT / "bench" / "results" / "papers-larger.json"
 QUICK = ROOT / "build" / "papers-quick.json"
 
 
-def options(arguments: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     names = ", ".join(f"{one.NUMBER} {name_of(one)}" for one in everything())
     parser = argparse.ArgumentParser(
         prog="python -m bench.papers",
@@ -44,7 +44,11 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--larger", action="store_true", help="at a larger size")
     parser.add_argument("--jobs", type=int, default=1, help="processes that run tasks; default: 1")
     parser.add_argument("--out", type=Path, help="rows; page and pictures of others stand beside")
-    found = parser.parse_args(arguments)
+    return parser
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    found = make_parser().parse_args(arguments)
     if found.seeds is not None and found.seeds < 2:
         raise ValueError(f"--seeds is {found.seeds}; a spread needs at least 2")
     if found.jobs < 1:

@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from .experiment import Claim, Row, Table, Task, number, or_inf
-from .language import (
-    VOCAB,
-    batches,
-    bert,
-    blocks,
-    held_out_loss,
-    masked_loss,
-    unigram_loss,
-)
+from .language import VOCAB, batches, bert, blocks, held_out_loss, masked_loss, unigram_loss
 from .plotting import colour
 from .runs import OURS
 

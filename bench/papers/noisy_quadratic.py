@@ -137,10 +137,7 @@ def claims(rows: list[Row]) -> list[Claim]:
         Claim("it is at least 30 % lower on the authors' problem", ratios[0] <= 0.7),
         Claim("and in all lines", max(ratios) <= 0.7),
         Claim("its standard error is smaller in all", all(o[1] < t[1] for t, o in best)),
-        Claim(
-            "at equal rates it is 30 % lower, the median over rates",
-            equal <= 0.7,
-        ),
+        Claim("at equal rates it is 30 % lower, the median over rates", equal <= 0.7),
     ]
 
 
