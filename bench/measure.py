@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import peers, roofline
+from . import peers, step_bytes
 from .contenders import OURS, Contender, fade
 from .device import Clock
 from .parameter_sets import ParameterSet
@@ -165,33 +165,33 @@ class Run:
 
 def measure(run: Run, tasks: list[Task], clock: Clock, rounds: int) -> Iterator[Task]:
     """Measure every task; yields each before it begins, for a progress bar."""
-    threads_before, roof = torch.get_num_threads(), clock.yardstick_step()
+    threads_before, yardstick = torch.get_num_threads(), clock.yardstick_step()
     try:
         for (_, _, threads), group in groupby(tasks, lambda task: task.against):
             torch.set_num_threads(threads)
-            yield from _compare(run, list(group), clock, roof, rounds)
+            yield from _compare(run, list(group), clock, yardstick, rounds)
     finally:  # also of a run that was interrupted
         torch.set_num_threads(threads_before)
         fill_ratios(run.rows)
 
 
 def _compare(
-    run: Run, tasks: list[Task], clock: Clock, roof: Callable[[], object], rounds: int
+    run: Run, tasks: list[Task], clock: Clock, yardstick: Callable[[], object], rounds: int
 ) -> Iterator[Task]:
     """Measure tasks that share a baseline."""
     baseline, other = peers.baseline(tasks[0].contender.mode), None
     for task in tasks:
         yield task
         with run.attempt(task):
-            held = [roofline.model(one, clock.device).held for one in (task.contender, baseline)]
-            free = clock.free_bytes() + (roofline.held(other.optimizer) if other else 0)
+            held = [step_bytes.model(one, clock.device).held for one in (task.contender, baseline)]
+            free = clock.free_bytes() + (step_bytes.held(other.optimizer) if other else 0)
             need = task.parameter_set.parameters * sum(held)
             if need > SPARE * free:
                 run.left_out.append((task, need, free))
                 continue
             other = other or Side(baseline, task.parameter_set, clock)
             side = Side(task.contender, task.parameter_set, clock)
-            run.rows += _rows(task, side, other, roof, rounds)
+            run.rows += _rows(task, side, other, yardstick, rounds)
         side = None
         clock.tidy()
 
@@ -206,7 +206,7 @@ def require_steps(contender: Contender, optimizer: torch.optim.Optimizer, steps:
 
 
 def _rows(
-    task: Task, side: Side, other: Side, roof: Callable[[], object], rounds: int
+    task: Task, side: Side, other: Side, yardstick: Callable[[], object], rounds: int
 ) -> list[dict[str, Any]]:
     clock, small = side.clock, task.parameter_set.small
     for each in (side, other):
@@ -218,16 +218,16 @@ def _rows(
         ours, others = (partial(method, each) for each in (side, other))
         # Every second round is reversed, so who comes first or last is also who was measured just
         # before, its data still in caches. Both sides are, equally often; the yardstick never.
-        yardsticks = [partial(clock.seconds, roof)] if phase in DEVICE_PHASES else []
-        own, *best, theirs = take_turns([ours, *yardsticks, others], turns)
+        between = [partial(clock.seconds, yardstick)] if phase in DEVICE_PHASES else []
+        own, *its, theirs = take_turns([ours, *between, others], turns)
         rows.append({**identity(task, clock), "phase": phase, **_spread(own)})
         rows[-1]["baseline_seconds"] = statistics.median(theirs)
-        rows[-1]["baseline_bytes"] = roofline.bytes_moved(other.optimizer)
-        if best:
-            rows[-1]["yardstick"] = clock.BYTES / statistics.median(best[0])
+        rows[-1]["baseline_bytes"] = step_bytes.moved(other.optimizer)
+        if its:
+            rows[-1]["yardstick"] = clock.BYTES / statistics.median(its[0])
     facts = {
-        "bytes": roofline.bytes_moved(side.optimizer, task.contender.fades),
-        "held_bytes": roofline.held(side.optimizer),
+        "bytes": step_bytes.moved(side.optimizer, task.contender.fades),
+        "held_bytes": step_bytes.held(side.optimizer),
         "peak_extra_bytes": clock.peak_extra_bytes(side.step),
         **clock.calls(side.optimizer),
     }

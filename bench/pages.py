@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import results, roofline
+from . import results, step_bytes
 from .contenders import ALGORITHMS, MODES, OURS, ours
 from .measure import HOST_PHASES
 from .parameter_sets import AXES, MODELS
@@ -113,7 +113,7 @@ def model() -> str:
     lines = []
     for name in ALGORITHMS:
         for rows in zip(*(ours(name, "cpu", mode) for mode in modes), strict=True):
-            moved = [f"{roofline.model(row, cpu).moved:g}" for row in rows]
+            moved = [f"{step_bytes.model(row, cpu).moved:g}" for row in rows]
             lines.append([f"{name}, faded" if rows[0].fades else name, *moved])
     return markdown(["bytes per parameter", *(mode.id for mode in modes)], lines)
 

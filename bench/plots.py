@@ -58,8 +58,8 @@ def bandwidth(rows: Rows) -> plt.Figure | None:
         axis.set_axis_off()
     for (chosen, dtype), axis in zip(panels, grid.flat):
         here = [row for row in rows if (row["set"], row["dtype"]) == (chosen, dtype)]
-        roof = statistics.median(row["yardstick"] for row in here) / 1e9
-        axis.axvline(roof, color="black", linewidth=1, linestyle="--", label="yardstick")
+        yardstick = statistics.median(row["yardstick"] for row in here) / 1e9
+        axis.axvline(yardstick, color="black", linewidth=1, linestyle="--", label="yardstick")
         for i, maker in enumerate(makers):
             of = [row for row in here if who(row) == maker]
             x = [row["bytes_per_second"] / 1e9 for row in of]

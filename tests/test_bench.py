@@ -11,7 +11,7 @@ import torch._dynamo as dynamo
 from fusedstep import testing
 
 from bench import __main__ as command
-from bench import contenders, device, peers, results, roofline
+from bench import contenders, device, peers, results, step_bytes
 from bench.measure import Side
 from bench.parameter_sets import AXES, parse
 from tests.benchmark import bench, little_work  # noqa: F401, a fixture
@@ -63,12 +63,12 @@ def test_the_model_is_what_a_step_of_a_set_moves(cls):
     (chosen,) = parse("3x50")
     side = Side(own, chosen, device.Cpu())
     side.start()
-    assert roofline.model(own, CPU).moved * 150 == side.optimizer.bytes_moved()
+    assert step_bytes.model(own, CPU).moved * 150 == side.optimizer.bytes_moved()
 
 
 @pytest.mark.parametrize("dtype, want", [("f32", 28), ("f64", 56), ("bf16", 14), ("f16", 14)])
 def test_bytes_of_torch_are_counted_from_its_state(dtype, want):
-    found = roofline.model(peers.baseline(contenders.MODES[dtype]), CPU)
+    found = step_bytes.model(peers.baseline(contenders.MODES[dtype]), CPU)
     assert (found.moved, found.held) == (want, want / 7 * 4)
 
 
@@ -78,16 +78,16 @@ def test_states_are_found_in_what_peers_nest():
     a, b, c = torch.zeros(6), torch.zeros(2, 3), torch.zeros(2, 3)
     optimizer.state[p] = {"step": torch.zeros(()), 0: {"m": [a], "row": torch.zeros(3)}, "v": b}
     optimizer.state[p]["w"] = SimpleNamespace(data=c, scales=None)
-    assert [id(t) for t in roofline.states_of(optimizer, p)] == [id(a), id(b), id(c)]
+    assert [id(t) for t in step_bytes.states_of(optimizer, p)] == [id(a), id(b), id(c)]
     one = torch.nn.Parameter(torch.zeros(1))
     optimizer.state[one] = {"step": torch.zeros(()), "v": torch.zeros(1)}
-    assert roofline.states_of(optimizer, one) == [optimizer.state[one]["v"]]
+    assert step_bytes.states_of(optimizer, one) == [optimizer.state[one]["v"]]
 
 
 @pytest.mark.parametrize("cls", [fusedstep.MAdam, fusedstep.LaMAdam])
 def test_a_faded_column_is_not_read(cls):
     whole, faded = contenders.ours(cls.__name__, "cpu", F32)
-    assert roofline.model(faded, CPU).moved == roofline.model(whole, CPU).moved - 8
+    assert step_bytes.model(faded, CPU).moved == step_bytes.model(whole, CPU).moved - 8
     ends = []
     for unread in (0.0, math.nan):
         params = model((100,))

@@ -1,4 +1,4 @@
-"""What a step must move: bytes counted from the tensors it reads and writes."""
+"""Bytes that a step must move, and that an optimizer holds, counted from the tensors themselves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _tensors(state: object) -> Iterator[torch.Tensor]:
         yield from (value for value in members if isinstance(value, torch.Tensor))
 
 
-def bytes_moved(optimizer: torch.optim.Optimizer, fades: bool = False) -> int:
+def moved(optimizer: torch.optim.Optimizer, fades: bool = False) -> int:
     """What one step reads and writes, after one. Ours says it; of a peer, parameters and states
     both ways and gradients once, the least that any of them can do. (Of MADGRAD 4 bytes too many
     for each parameter: x0 is only read, which a peer's state does not show.)"""
@@ -74,4 +74,4 @@ def model(contender: Contender, device: torch.device) -> Model:
     optimizer.step()
     if contender.fades:
         fade(optimizer)
-    return Model(bytes_moved(optimizer, contender.fades) / PROBE, held(optimizer) / PROBE)
+    return Model(moved(optimizer, contender.fades) / PROBE, held(optimizer) / PROBE)
