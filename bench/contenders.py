@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fusedstep
@@ -81,16 +81,8 @@ def ours(name: str, backend: str, mode: testing.Mode) -> list[Contender]:
         return cls(groups, backend=backend, **options, **mode.options)
 
     whole = Contender(OURS, cls.__name__, build, backend, form, mode)
-    faded = Contender(
-        OURS,
-        cls.__name__,
-        build,
-        backend,
-        "faded" if form == "paper" else f"{form}-faded",
-        mode,
-        fades=True,
-    )
-    return [whole, faded] if fading(cls) else [whole]
+    name = "faded" if form == "paper" else f"{form}-faded"
+    return [whole, replace(whole, form=name, fades=True)] if fading(cls) else [whole]
 
 
 def mode(name: str) -> testing.Mode:
