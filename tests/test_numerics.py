@@ -55,12 +55,8 @@ def test_rounding_to_16_bits_is_to_nearest_even(dtype, backend, device):
 
 
 def test_power_is_exact_where_powers_are():
-    assert [numerics.power(np.float64(0.5), t) for t in (0, 1, 10, 1074)] == [
-        1,
-        0.5,
-        2**-10,
-        2**-1074,
-    ]
+    for t in (0, 1, 10, 1074):
+        assert numerics.power(np.float64(0.5), t) == 2.0**-t
     want = float(np.longdouble(0.999) ** 5000)
     assert numerics.power(np.float64(0.999), 5000) == pytest.approx(want, rel=1e-13)
 

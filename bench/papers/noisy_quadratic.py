@@ -152,18 +152,10 @@ def tables(rows: list[Row]) -> list[Table]:
             f"{number(ours)} ± {number(our_error)}",
             number(lines(madam["task"])[madam["result"]["best"]][0]),
             f"{ours / theirs - 1:+.0%}", f"{at_equal_rates(adam, madam) - 1:+.0%}",
-                f"{least_tail(madam) / least_tail(adam) - 1:+.0%}",
+            f"{least_tail(madam) / least_tail(adam) - 1:+.0%}",
         ])  # fmt: skip
-    header = [
-        "problem",
-        "Adam",
-        "at lr, beta2",
-        "MAdam",
-        "at lr",
-        "best to best",
-        "at equal rates",
-        "best to best, last 100",
-    ]
+    header = ["problem", "Adam", "at lr, beta2", "MAdam", "at lr", "best to best",
+              "at equal rates", "best to best, last 100"]  # fmt: skip
     return [Table(header, body)]
 
 
