@@ -248,10 +248,10 @@ def test_given_masters_are_saved_before_a_first_step():
     (p,) = model((5,), dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW([p], master_weights=True)
     optimizer.state[p]["master_param"] = torch.nn.Parameter(torch.full((5,), 9.0))
-    with no_warning():
+    with no_warning():  # they are no edit
         optimizer.load_state_dict(optimizer.state_dict())
-    assert not optimizer.state[p]["master_param"].requires_grad
-    train(optimizer, [p], 1)
+        assert not optimizer.state[p]["master_param"].requires_grad
+        train(optimizer, [p], 1)
     assert optimizer.state[p]["master_param"].sub(9.0).abs().max() < 0.1
 
 

@@ -137,22 +137,6 @@ def test_sums_of_a_checkpoint_that_was_cast_are_read_as_they_are():
     assert torch.equal(*found)
 
 
-def test_a_mean_of_a_later_group_that_is_exchanged_is_that_of_the_next_step():
-    found = []
-    for in_place in (False, True):
-        p, q = parameters([30, 40])
-        optimizer = fusedstep.AvaGrad([{"params": [p]}, {"params": [q]}], form="released")
-        optimizer.step()
-        group, new = optimizer.param_groups[1], torch.tensor([50.0, 10.0], dtype=torch.float64)
-        if in_place:
-            group["eta_sq_sum"].copy_(new)
-        else:
-            group["eta_sq_sum"] = new
-        optimizer.step()
-        found.append(torch.cat([p.detach(), q.detach(), group["eta_sq_sum"]]))
-    assert torch.equal(*found)
-
-
 @on_every_backend
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 def test_a_step_whose_norm_is_not_finite_is_skipped(max_grad_norm, cls, backend, device):

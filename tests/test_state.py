@@ -15,7 +15,6 @@ from tests.training import (
     assert_same,
     every_class,
     model,
-    no_warning,
     saved_and_loaded,
     stored,
     train,
@@ -251,15 +250,6 @@ def test_a_count_that_is_a_number_is_not_rounded():
     optimizer.state[p]["step"] = 2**24 + 1
     train(optimizer, params, 1)
     assert optimizer.state[p]["step"] == 2**24 + 2
-
-
-def test_given_masters_are_no_edit():
-    params = model(dtype=torch.bfloat16)
-    optimizer = fusedstep.AdamW(params, master_weights=True)
-    for p in params:
-        optimizer.state[p]["master_param"] = torch.full(p.shape, 9.0)
-    with no_warning():
-        train(optimizer, params, 2)
 
 
 def test_a_master_put_in_by_hand_is_taken_out_where_none_is_kept():

@@ -232,14 +232,15 @@ def test_a_group_made_from_anothers_options_has_its_own_mean():
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_mean_that_is_exchanged_or_removed_is_that_of_the_next_step(backend):
     def moved(change):
-        (p,) = parameters([30])
-        optimizer = fusedstep.AvaGrad([p], form="released", backend=backend)
+        p, q = parameters([30, 40])
+        groups = [{"params": [p]}, {"params": [q]}]
+        optimizer = fusedstep.AvaGrad(groups, form="released", backend=backend)
         for _ in range(3):
             optimizer.step()
-        (group,) = optimizer.param_groups
+        _, group = optimizer.param_groups
         change(group)
         optimizer.step()
-        return torch.cat([p.detach(), group["eta_sq_sum"]])
+        return torch.cat([p.detach(), q.detach(), group["eta_sq_sum"]])
 
     new = torch.tensor([50.0, 10.0], dtype=torch.float64)
     want = moved(lambda group: group["eta_sq_sum"].copy_(new))
