@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, with_error
 from .networks import Networks, cross_entropy, digits
 from .plotting import colour
 from .runs import OURS
@@ -198,7 +198,7 @@ def tables(rows: list[Row]) -> list[Table]:
         for j, eps in enumerate(row["task"]["epsilons"]):
             column = [line[j] for line in grid_of(row)]
             i = column.index(min(column))
-            loss = f"{number(column[i])} ± {number(row['result']['spread'][i][j] / 2)}"
+            loss = with_error(column[i], row["result"]["spread"][i][j] / 2)
             body.append([f"{eps:g}", number(row["task"]["rates"][i]), loss])
         made.append(body)
     blank = [["", "", ""]] * len(EPSILONS)

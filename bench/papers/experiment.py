@@ -102,6 +102,10 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def with_error(value: float, error: float) -> str:
+    return f"{number(value)} ± {number(error)}"
+
+
 def with_range(values: Sequence[float]) -> str:
     """A mean, and what it is of."""
     return f"{number(fmean(values))} ({number(min(values))}-{number(max(values))})"

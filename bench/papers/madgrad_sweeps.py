@@ -9,7 +9,7 @@ import fusedstep
 import torch
 from torch.nn import functional as F
 
-from .experiment import Claim, Row, Table, Task, number, or_inf, with_range
+from .experiment import Claim, Row, Table, Task, number, or_inf, with_error, with_range
 from .networks import Networks, batches, digits
 from .plotting import band, colour
 from .runs import OURS, standard_error
@@ -207,11 +207,11 @@ def tables(rows: list[Row]) -> list[Table]:
         i = found.index(min(found, key=or_inf))
         rate = min(text[name], key=lambda rate: fmean(text[name][rate]))
         body.append([
-            name, f"{number(found[i])} ± {number(errors[i])}", f"{RATES[name][i]:g}",
+            name, with_error(found[i], errors[i]), f"{RATES[name][i]:g}",
             with_range(text[name][rate]), f"{rate:g}",
         ])  # fmt: skip
         cells = zip(*row["result"]["decays"], strict=True)
-        decays.append([name, *(f"{number(or_inf(a))} ± {number(or_inf(b))}" for a, b in cells)])
+        decays.append([name, *(with_error(or_inf(a), or_inf(b)) for a, b in cells)])
     return [
         Table(["", "digits", "at lr", "language (range over seeds)", "at lr"], body),
         Table(["digits, weight decay", *(f"{decay:g}" for decay in DECAYS)], decays),

@@ -8,7 +8,7 @@ from itertools import product
 import fusedstep
 import torch
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, with_error
 from .plotting import band, colour
 from .runs import OURS, Runs, standard_error
 
@@ -144,14 +144,14 @@ def claims(rows: list[Row]) -> list[Claim]:
 def tables(rows: list[Row]) -> list[Table]:
     body = []
     for adam, madam in pairs(rows):
-        task, (theirs, their_error), (ours, our_error) = adam["task"], least(adam), least(madam)
+        task, theirs, ours = adam["task"], least(adam), least(madam)
         rate, beta = lines(task)[adam["result"]["best"]]
         body.append([
             f"h {task['h']}, sigma {task['sigma']}",
-            f"{number(theirs)} ± {number(their_error)}", f"{number(rate)}, {beta:g}",
-            f"{number(ours)} ± {number(our_error)}",
+            with_error(*theirs), f"{number(rate)}, {beta:g}",
+            with_error(*ours),
             number(lines(madam["task"])[madam["result"]["best"]][0]),
-            f"{ours / theirs - 1:+.0%}", f"{at_equal_rates(adam, madam) - 1:+.0%}",
+            f"{ours[0] / theirs[0] - 1:+.0%}", f"{at_equal_rates(adam, madam) - 1:+.0%}",
             f"{least_tail(madam) / least_tail(adam) - 1:+.0%}",
         ])  # fmt: skip
     header = ["problem", "Adam", "at lr, beta2", "MAdam", "at lr", "best to best",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fusedstep
 import torch
 
-from .experiment import Claim, Row, Table, Task, number
+from .experiment import Claim, Row, Table, Task, number, with_error
 from .plotting import COLOURS, band
 from .runs import OURS, Runs, marks, standard_error
 
@@ -114,7 +114,7 @@ def tables(rows: list[Row]) -> list[Table]:
     for row in rows:
         cells = [row["task"]["method"]]
         for middle, error in row["result"]["squared gradient"]:
-            cells.append(f"{number(middle[-1])} ± {number(error[-1])}")
+            cells.append(with_error(middle[-1], error[-1]))
         lines.append([*cells, number(row["result"]["w"][best(row)])])
     scales = [f"a = {scale:g}" for scale in SCALES]
     return [Table(["mean squared gradient", *scales, "last w of the best"], lines)]
