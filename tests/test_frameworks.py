@@ -107,7 +107,7 @@ def test_an_option_assigned_to_a_wrapper_is_refused():
     net = network()
     fabric = lightning.Fabric(accelerator="cpu", devices=1)
     net, wrapped = fabric.setup(net, fusedstep.AdamW(net.parameters()))
-    with pytest.raises(AttributeError, match=r"skip_nonfinite .* no effect.* `optimizer.optimizer`"):
+    with pytest.raises(AttributeError, match="skip_nonfinite has no effect on the wrapper"):
         wrapped.skip_nonfinite = True
     assert not wrapped.skip_nonfinite
     wrapped.optimizer.skip_nonfinite = True

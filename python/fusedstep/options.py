@@ -64,9 +64,9 @@ class Chosen(Generic[Value]):
     def __set__(self, optimizer: Any, value: Value) -> None:
         if "param_groups" not in vars(optimizer) and hasattr(optimizer, "param_groups"):
             raise AttributeError(
-                f"{type(optimizer).__name__} only wraps an optimizer, on which {self.name} assigned "
-                f"here would have no effect. Assign it to the optimizer itself, which Lightning's "
-                f"wrappers have as `optimizer.optimizer`."
+                f"{type(optimizer).__name__} wraps an optimizer, and {self.name} has no effect on "
+                f"the wrapper. Assign it to the optimizer itself, which Lightning's wrappers have "
+                f"as `optimizer.optimizer`."
             )
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
         vars(optimizer)[self.name] = value
