@@ -209,7 +209,7 @@ ARROWS = {  # file: what it uses of the package
     "plan": "backends gather launch optimizer sparse write_counts",
     "make_plan": "backends launch memory optimizer plan reference shards sparse state_tensors"
     " sums tensor_checks watch",
-    "optimizer": "checks graphs hooks keeps_state make_plan options plan shards watch",
+    "optimizer": "checks graphs hooks keeps_state make_plan options plan shards warn watch",
     "testing": "reference",
     "verify": "backends testing",
     "__main__": "backends verify version",
