@@ -2,13 +2,13 @@
 
     python -m bench.papers                   all of them; docs/papers.md, docs/papers/*.png
     python -m bench.papers --only 1 4        some, by number or name; the others' rows stay
-    python -m bench.papers --only 4 --fresh  rows that are there are run again
-    python -m bench.papers --quick           smaller ones, in minutes; fails where a claim fails
-    python -m bench.papers --larger --jobs 5 those that have one at a larger size, which may need a
-                                             GPU; rows alone, which the page takes from their file
+    python -m bench.papers --only 4 --fresh  run again what has rows already
+    python -m bench.papers --quick           smaller, in minutes; fails if an asserted claim does
+    python -m bench.papers --larger --jobs 5 those with a larger size, which may need a GPU; writes
+                                             rows only; a run without --larger puts them on the page
 
-Rows of the same tasks are not run again, so an interrupted run goes on where it was. What a task
-does not name (an experiment's code, the optimizers) may have changed since: --fresh.
+A task that has a row is not run again, so an interrupted run goes on where it was. If something
+changed that tasks do not name (an experiment's code, the optimizers), use --fresh.
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"Experiments: {names}.",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT")
-    parser.add_argument("--seeds", type=int, help="runs of everything random; default: by task")
-    parser.add_argument("--fresh", action="store_true", help="run rows that are there again")
-    parser.add_argument("--quick", action="store_true", help="small, asserting, not recorded")
-    parser.add_argument("--larger", action="store_true", help="at a larger size")
+    parser.add_argument(
+        "--seeds", type=int, help="runs of each setting; default: the experiment's own"
+    )
+    parser.add_argument("--fresh", action="store_true", help="run tasks again that have rows")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes; checks claims; not recorded"
+    )
+    parser.add_argument("--larger", action="store_true", help="run at the larger size")
     parser.add_argument("--jobs", type=int, default=1, help="processes that run tasks; default: 1")
-    parser.add_argument("--out", type=Path, help="rows; page and pictures of others stand beside")
+    parser.add_argument(
+        "--out", type=Path, help="file for the rows; page and pictures go beside it"
+    )
     return parser
 
 
@@ -75,7 +81,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def places(out: Path) -> tuple[Path, Path]:
-    """Page, and folder of pictures, of a file of rows."""
+    """Where the page and the pictures made from a file of rows go."""
     if out == STORED:
         return ROOT / "docs" / "papers.md", ROOT / "docs" / "papers"
     return out.with_suffix(".md"), out.with_suffix("")
@@ -89,7 +95,7 @@ def work(found: argparse.Namespace) -> None:
 
 
 def report(found: argparse.Namespace) -> list[str]:
-    """Write page and pictures; say the verdicts. Returns the asserted claims that do not hold."""
+    """Write page and pictures, print the verdicts; return the asserted claims that do not hold."""
     from .plotting import draw  # matplotlib takes a second to load
 
     rows = runner.read(found.out)

@@ -22,24 +22,24 @@ TITLE = "Learning rate by eps"
 PAPER = "AvaGrad, figure 1, sections 6 and 7"
 CLAIM = """\
 Adam's best learning rate follows eps, so good pairs lie on a diagonal of the grid; AvaGrad's
-best rate is the same for all eps, so that the two can be searched one after the other, in far
-fewer trials. With a large eps, adaptive methods are as good as with a small one or better."""
+best rate is the same for all eps, so the two can be searched one after the other, in far fewer
+trials. With a large eps, adaptive methods are as good as with a small one or better."""
 SETTING = """\
 A convolutional network (3x3 to 8 channels, 2x2 mean, 3x3 to 16, 2x2 mean, linear) on
 scikit-learn's digits in place of CIFAR, batches of 32, 150 steps, constant rates, no decay, no
 schedule; Adam and AvaGrad with betas (0.9, 0.999). Numbers are held-out losses, the mean over
-seeds ± half their range. A search is random over all pairs of the grid, or by coordinates: from
-a random eps all rates, at the best of them all eps, then anew; its regret is the mean of 300
-searches."""
+seeds ± half their range. A search draws random pairs of the grid, or goes by coordinates: all
+rates at a random eps, then all eps at the best of these rates, then anew; losses are means of
+300 searches."""
 WHY = """\
 AvaGrad does what it promises: its best rates stay within a factor of ten over ten decades of
-eps, where Adam's take two decades, and a search by coordinates pays. Two reservations. Below eps
-= 1e-4 one of the three networks does not learn (hence the ±). A look at its states showed why: a
-few nearly silent channels had second moments whose root was a thousandth of the others', ten
-weights made nine tenths of the norm of the rates, and all others hardly moved. They were not 0,
-so `skip_zero_second_moment=True` (the last columns) does not help; a larger eps does. And Adam
-with a large eps is not better here than with a small one; the paper finds that on ImageNet and
-CIFAR, where SGD is the method to beat."""
+eps, where Adam's span three decades or more, and a search by coordinates pays. Two reservations.
+Below eps = 1e-4 one of the three networks does not learn (hence the ±). A look at its states
+showed why: a few nearly silent channels had second moments whose root was a thousandth of the
+others', ten weights made up nine tenths of the norm of the rates, and all others hardly moved.
+These moments were not 0, so `skip_zero_second_moment=True` (the last columns) does not help; a
+larger eps does. And Adam is no better here with a large eps than with a small one; the paper
+finds that on ImageNet and CIFAR, where SGD is the method to beat."""
 SEEDS = 3
 SIZE = (10, 3.4)
 RATES = [10 ** (i / 2) for i in range(-8, 7)]
@@ -86,7 +86,7 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 
 def run(task: Task) -> dict:
     grid = list(product(task["rates"], task["epsilons"]))
-    # A network for each pair and seed: AvaGrad's norm goes over all that one optimizer has.
+    # A network for each pair and seed: AvaGrad's norm goes over all parameters of an optimizer.
     networks = ConvNets(len(grid) * task["runs"], 1)
     for tensor, fresh in zip(networks.tensors, ConvNets(1, task["runs"]).tensors):
         tensor.x.data.copy_(fresh.x.data[0].repeat(len(grid), *[1] * (fresh.x.ndim - 2))[:, None])
@@ -115,13 +115,13 @@ def run(task: Task) -> dict:
 
 
 def grid_of(row: Row) -> list[list[float]]:
-    """Losses [rates][epsilons]; one that is not finite, or worse than guessing, is guessing's."""
+    """Losses [rates][epsilons], capped at that of guessing, also where not finite."""
     worst = math.log(10)
     return [[worst if x is None else min(x, worst) for x in line] for line in row["result"]["loss"]]
 
 
 def best_rates(row: Row) -> list[float]:
-    """For each eps."""
+    """The best rate for each eps."""
     return [row["task"]["rates"][column.index(min(column))] for column in zip(*grid_of(row))]
 
 
@@ -130,7 +130,7 @@ def decades(values: list[float]) -> float:
 
 
 def regret(row: Row, way: str) -> list[float]:
-    """Of the best pair so far, over trials: loss above the grid's least, mean over searches."""
+    """The best loss so far minus the grid's least, after each trial: the mean over searches."""
     grid, chance = grid_of(row), random.Random(0)
     height, width = len(grid), len(grid[0])
     least, curves = min(map(min, grid)), []

@@ -24,15 +24,15 @@ SETTING = """\
 Layers of width 32 on scikit-learn's digits, He's initial weights, batches of 64, 500 steps of
 constant rate, betas (0.9, 0.999) for both, eps 1e-15 for LaProp (inside the root) and 1e-8 for
 Adam. Assumed: all sizes; the paper's are MNIST, batches of 1024 and up to 5000 layers. Losses
-are the training set's at the end, the median over seeds; a rate learns if that is below half of
-log 10, what guessing gives."""
+are the training set's at the end, the median over seeds; a rate "learns" if that is below half
+of log 10, the loss of guessing."""
 WHY = """\
-The direction is the paper's, the contrast is not: LaProp's least median is lower at every depth,
-by a few tenths or less; but the largest rates that learn, by our criterion and on our coarse
-grid, are the same, and 500 steps of 128 layers suffice for neither. Three seeds decide little at
-128 layers: at a rate of 1e-3 two of Adam's three networks are silent and one of LaProp's, but
-the lowest loss of the six is Adam's. The paper's thousands of layers and longer training are out
-of reach here."""
+The direction is the paper's, the contrast is not: LaProp's least median loss is lower at every
+depth, by a few tenths or less, but the largest rates that learn, by our criterion and on our
+coarse grid, are the same, and at 128 layers 500 steps suffice for neither. Three seeds decide
+little at 128 layers: at a rate of 1e-3 two of Adam's three networks and one of LaProp's are
+silent, but the lowest loss of the six is Adam's. The paper's thousands of layers and longer
+training are out of reach here."""
 SEEDS = 3
 SIZE = (10, 3.2)
 DEPTHS = [8, 32, 128]
@@ -54,7 +54,7 @@ def run(task: Task) -> dict:
     networks = Networks(len(RATES), task["runs"], widths)
     groups = networks.groups(*({"lr": rate} for rate in RATES))
     optimizer = getattr(fusedstep, task["optimizer"])(groups, betas=(0.9, 0.999), **OURS)
-    torch.set_flush_denormal(True)  # gradients of dead networks are such numbers, and slow
+    torch.set_flush_denormal(True)  # gradients of dead networks are subnormal, and slow
     draws, at, curve = batches(task["runs"], 64), marks(task["steps"], 40), []
     for step in range(1, task["steps"] + 1):
         losses = networks.backward(*next(draws))

@@ -19,7 +19,7 @@ Row = dict[str, Any]  # {"task": ..., "result": ..., "seconds": ..., "versions":
 #   claims(rows) -> claims             what the paper says, decided from the rows
 #   tables(rows) -> tables             for the page
 #   draw(rows, figure)                 the picture; SIZE is its size in inches
-# One that can also run at a larger size has LARGER, what differs there, for the page, and
+# One that can also run at a larger size has LARGER (for the page: what differs there), and
 #   larger_tasks() -> tasks            the most telling first
 NAMES = (
     "finite_sum",
@@ -42,14 +42,14 @@ class Claim:
 
     text: str
     holds: bool
-    asserted: bool = False  # a quick run fails where it does not hold
+    asserted: bool = False  # a run fails if it does not hold
 
 
 @dataclass(frozen=True)
 class Table:
     header: list[str]
     lines: list[list[str]]
-    words: bool = False  # in all columns, rather than numbers in all but the first
+    words: bool = False  # all columns are text; else all but the first are numbers
 
 
 def load(name: str) -> ModuleType:
@@ -93,7 +93,7 @@ def by_optimizer(rows: Iterable[Row], entry: str) -> dict[Any, dict[str, Row]]:
 
 
 def or_inf(value: float | None) -> float:
-    """A number of a row, where what was not finite is None."""
+    """A stored number; None stands for one that was not finite."""
     return math.inf if value is None else value
 
 

@@ -15,24 +15,24 @@ PAPER = "MaxVA, section 4.1, equation 12 (a problem of Chen et al. 2019)"
 CLAIM = """\
 Adam diverges for every learning rate in [1e-4, 1]; AMSGrad (learning rate 0.8) and MAdam (1.2)
 converge, MAdam to lower values late in training. The sum S1 of squared steps and the sum S2 of
-changes of the rate stay small for the two that converge."""
+changes of the effective rate stay small for the two that converge."""
 SETTING = """\
-`l_1 = 5.5 x^2` and ten times `-0.5 x^2` where `|x| <= 1`; `11 |x| - 5.5` and ten times `0.5 -
-|x|` outside: together `0.5 x^2` and `|x| - 0.5`. Each step draws one of the eleven. As in the
-authors' script: start at x = 2, beta1 = 0, beta2 = 0.9 for Adam and AMSGrad, MAdam's betas in
-[0.5, 1], constant rates. The script's MAdam is not Algorithm 1, as here: it takes 1 for its
-rate, whatever it is given, and measures a gradient's deviation from the sum of weighted
-gradients, not from their mean. Ours: 20,000 steps of their 100,000, float64, beta2 = 0.99 and
-0.999 beside, Adam over a grid; S1 = sum of (x_t - x_(t-1))^2, S2 = sum of |a_t - a_(t-1)|, a_t =
-step / gradient. Medians over runs, and quartiles in parentheses."""
+One function is `5.5 x^2`, the ten others `-0.5 x^2`, where `|x| <= 1`; outside, `11 |x| - 5.5`
+and `0.5 - |x|`. Their sum is `0.5 x^2` and `|x| - 0.5`. Each step draws one of the eleven. As in
+the authors' script: start at x = 2, beta1 = 0, beta2 = 0.9 for Adam and AMSGrad, MAdam's betas
+in [0.5, 1], constant rates. The script's MAdam, unlike ours, is not Algorithm 1: its rate is 1,
+whatever it is given, and it measures a gradient's deviation from the weighted sum of gradients,
+not from their mean. Ours: 20,000 steps, not 100,000; float64; also beta2 = 0.99 and 0.999, and a
+grid of rates. S1 = sum of (x_t - x_(t-1))^2, S2 = sum of |a_t - a_(t-1)|, a_t = step / gradient.
+Medians over runs, with quartiles in parentheses."""
 WHY = """\
-At beta2 = 0.9 a gradient of 11 is forgotten within a few steps: it is divided by a second moment
-that holds it, the ten of -1 by one that does not, and their sum points away from 0. At 0.99 and
-0.999 most of eleven steps share one second moment; Adam then converges at middling rates, and
-fails at large ones. So the paper's statement needs the beta2 of the authors' script. AMSGrad's
-median ends near 0, but not all of its runs do, as the last column says. The printed ends far
-below 1e-16 are those of a gradient that is a multiple of x: they measure for how long and how
-fast x shrank, not a precision."""
+At beta2 = 0.9 the second moment forgets a gradient of 11 within a few steps. So that gradient is
+divided by a second moment that contains it, the ten of -1 by ones that do not, and the eleven
+steps add up to one away from 0. At 0.99 and 0.999 most of eleven steps share one second moment;
+Adam then converges at middling rates and fails at large ones. So the paper's statement depends
+on the beta2 of the authors' script. AMSGrad's median ends near 0, but not all of its runs do, as
+the last column shows. Ends far below 1e-16 arise because near 0 the gradient is a multiple of x:
+they show for how long and how fast x shrank, not a precision."""
 SEEDS = 100
 SIZE = (10, 3.2)
 RATES = [1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.4, 0.8, 1.0]
@@ -96,7 +96,7 @@ LARGEST = {"Adam": (1.0, 0.9), "AMSGrad": (0.8, 0.9), "MAdam": (1.2, None)}  # r
 
 
 def lines(rows: list[Row]) -> dict[tuple, dict[str, tuple]]:
-    """A line of every entry of the results, by optimizer, rate and beta2."""
+    """Each line's part of every result, by optimizer, rate and beta2."""
     found = {}
     for row in rows:
         for i, line in enumerate(row["task"]["lines"]):

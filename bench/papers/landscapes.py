@@ -18,22 +18,23 @@ TITLE = "Paths on four functions of two variables"
 PAPER = "AdaMomentum, figure 2"
 CLAIM = """\
 On Sphere, Three-Hump Camel, Beale and Ackley AdaMomentum takes a path to the optimum where
-others are slow, overshoot or stop in a local minimum: it needs the fewest steps of SGDM,
-RMSprop, Adam, AdaBelief and AdaMomentum."""
+others are slow, overshoot or stop in a local minimum: of SGDM, RMSprop, Adam, AdaBelief and
+AdaMomentum, it needs the fewest steps."""
 SETTING = """\
 No noise, float64, default betas, momentum 0.9; Beale with 2.25, where the paper prints 2.2.
 Assumed: starts drawn evenly from a square of half width 2 around the optimum (1 for Ackley);
 constant rates from 1e-6 to 1, as the paper's are unknown to us. "Reached" is the first step
 within 0.01 of the optimum, "settled" the step from on which a run stays there for at least a
-twentieth of all steps; medians over runs, each at the rate where it is least; a run that does
-not get there counts as infinite."""
+twentieth of all steps; numbers are medians over runs, at the rate where the median is least; a
+run that does not get there counts as infinite."""
 WHY = """\
 Each at its best rate, AdaMomentum settles first on the two bowls, by a few steps, and reaches
 the camel's optimum before Adam and AdaBelief, but not by as much as a picture of one path
-suggests. In Beale's valley these two bear three times its rate, and are ahead of it. At equal
+suggests. In Beale's valley these two tolerate three times its rate and are ahead of it. At equal
 rates the first steps decide: RMSprop has no bias correction and begins with ten times its rate.
 At a constant rate no optimizer with steps that long settles; and where its momentum passes
-through 0, AdaMomentum divides by little, which keeps it moving around the optimum of Ackley."""
+through 0, AdaMomentum divides by a small number, which keeps it moving around the optimum of
+Ackley."""
 SEEDS = 50
 SIZE = (10, 2.9)
 RATES = [1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0]
@@ -53,7 +54,7 @@ def beale(x: Tensor, y: Tensor) -> Tensor:
 
 
 def ackley(x: Tensor, y: Tensor) -> Tensor:
-    # The root of 0 has no gradient; 1e-30 moves no digit of the rest.
+    # At 0 the root has no gradient; adding 1e-30 changes no digit elsewhere.
     length = ((x**2 + y**2) / 2 + 1e-30).sqrt()
     waves = (torch.cos(2 * torch.pi * x) + torch.cos(2 * torch.pi * y)) / 2
     return -20 * torch.exp(-0.2 * length) - torch.exp(waves) + torch.e + 20
@@ -125,7 +126,7 @@ def run(task: Task) -> dict:
         optimizer.step()
         near = (runs.x - goal).square().sum(1) < 1e-4
         reached[near & reached.isinf()] = step
-        outside[~near] = step  # so are those that have become NaN
+        outside[~near] = step  # NaN is outside, too
     settled = torch.where(outside <= 0.95 * task["steps"], outside + 1, torch.inf)
     middle = {"reached": reached.median(-1)[0], "settled": settled.median(-1)[0]}
     return {**middle, "path": torch.stack(paths)[:, int(middle["reached"].argmin())]}
@@ -150,12 +151,12 @@ def claims(rows: list[Row]) -> list[Claim]:
     said = []
     for function, of in by_optimizer(rows, "function").items():
         won, run = races(of)
-        text = f"{function}: at over half of equal rates AdaMomentum is first to reach it"
-        said.append(Claim(text, won > run / 2))
+        text = f"{function}: at over half the rates AdaMomentum is the first adaptive one to "
+        said.append(Claim(f"{text}reach it", won > run / 2))
         for what in ("reached", "settled"):
             steps = {name: least(row, what)[0] for name, row in of.items()}
             first = steps["AdaMomentum"] == min(steps.values()) < math.inf
-            text = f"{function}: each at its best rate, AdaMomentum is the first that has {what}"
+            text = f"{function}: each at its best rate, AdaMomentum has {what} first"
             said.append(Claim(text, first))
     return said
 

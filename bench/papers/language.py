@@ -14,7 +14,7 @@ LENGTH, VOCAB, DOCUMENTS = 32, 2000, 600
 
 @cache
 def blocks(device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Blocks of token ids [n, LENGTH], of training and held out, on a device."""
+    """Blocks of token ids [n, LENGTH] on a device: training, then held out."""
     from examples.pretrain import corpus, mlm
 
     documents = corpus.python_documentation()[:DOCUMENTS]
@@ -31,7 +31,7 @@ def bert(seed: int, width: int = 64, layers: int = 2) -> torch.nn.Module:
 
 
 def masked(ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Inputs in which 15 % of the words are [MASK], and labels that are these words alone."""
+    """Inputs with 15 % of the words replaced by [MASK], and labels for those words alone."""
     from examples.pretrain import mlm
 
     drawn = torch.rand(ids.shape, generator=generator, device=ids.device) < 0.15
@@ -40,7 +40,7 @@ def masked(ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def batches(seed: int, size: int, train: Tensor | None = None):
-    """Masked batches of training blocks, for ever; drawn where the blocks are."""
+    """Endless masked batches of training blocks, drawn on the device that the blocks are on."""
     train = blocks()[0] if train is None else train
     generator = torch.Generator(train.device).manual_seed(seed)
     while True:
@@ -49,7 +49,7 @@ def batches(seed: int, size: int, train: Tensor | None = None):
 
 
 def masked_loss(model: torch.nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """The model's loss in a third of the time: no logits of words that are not asked for."""
+    """The model's loss in a third of the time: logits of the masked words only."""
     from examples.pretrain import mlm
 
     asked = labels != mlm.NOT_A_TARGET

@@ -23,42 +23,43 @@ paper's appendix C.5 takes part of this back. MADGRAD: its loss is comparable to
 SETTING = """\
 A BERT of 2 layers of width 64 on the documentation that comes with Python: 5,467 blocks of 32
 tokens, batches of 256 of them, which is 4.7 % of all, 300 steps. The rate rises linearly over
-the first 30 steps, or begins at its largest, and falls linearly to 0. Gradients are clipped to a
-norm of 1. Weight decay 0.1, decoupled, on all weights but biases and those of LayerNorm; "Adam"
-is AdamW. LaProp's decay is not multiplied by its rate, so it is 0.1 times the rate of the step.
-AvaGrad is AvaGradW with eps 1e-4; its rates are about 2048 times Adam's, so its decay is 0.1 /
-2048. MADGRAD's average draws its weights back to a sum that does not decay, so that 0.1 takes a
-few per cent off them at most. Otherwise betas and eps are the classes' own. Rates are powers of
-two; sizes, grids and AvaGrad's eps were chosen by single runs, and the criteria after these,
-before the full run. The unigram line is the held-out loss of the words' frequencies; a rate
-diverges if the loss of any seed ends higher than 0.1 nats below that line, as it does for a
-model that has lost the context. "Largest" is the last rate before the first that diverges,
-upwards from the best. Losses are held-out ones after the last step, mean and range over seeds."""
+the first 30 steps (with warm-up) or begins at its largest (without), then falls linearly to 0.
+Gradients are clipped to a norm of 1. Weight decay 0.1, decoupled, on all weights but biases and
+those of LayerNorm; "Adam" is AdamW. LaProp does not multiply its decay by the rate, so it is set
+to 0.1 times the rate of the step. AvaGrad is AvaGradW with eps 1e-4; its rates are about 2048
+times Adam's, so its decay is 0.1 / 2048. MADGRAD's averaging draws weights back to a sum that
+does not decay, so 0.1 takes a few per cent off them at most. Otherwise betas and eps are the
+classes' defaults. Rates are powers of two; sizes, grids and AvaGrad's eps were chosen by single
+runs; the criteria after those, before the full run. The unigram line is the held-out loss of the
+words' frequencies. A rate diverges if the loss of any seed ends above that line minus 0.1 nats,
+as it does for a model that has lost the context. "Largest" is the last rate before the first
+that diverges, going up from the best. Losses are held-out ones after the last step, mean and
+range over seeds."""
 WHY = """\
 Too large a rate does not blow up here: the model ends at the unigram line and ignores the
 context. With warm-up MAdam tolerates four times Adam's largest rate, as the paper says, but only
-because of one seed: with the other of the two, Adam still learns at twice its largest. Without
-warm-up MAdam tolerates no more than Adam. Nor does it turn the larger rate into a lower loss:
-from 2^-8 to 2^-6 its curve is nearly flat, and above Adam's least. Its second moment is larger
-and its steps shorter (11), so part of the fourfold is a change of scale. LaMAdam tolerates twice
-Adam's rate in both and also ends above it. LaProp, well below Adam with warm-up and a little
-below without, gains from a warm-up, while Adam's best is the same either way: the opposite of
-the claim. In the authors' own logs of RoBERTa with beta2 = 0.999 Adam trains without warm-up,
-too, to a loss about 0.1 above LaProp's. LaProp tolerates 2^-6 with warm-up only by 0.02, in one
-seed. MADGRAD is lowest in both, at the largest rate that it tolerates. AdaMomentum needs smaller
-rates: it divides by the momentum's second moment, and its first steps are ten times lr. LAMB is
-better without warm-up, and tolerates twice the rate there. All this rests on two seeds, two
-layers and 300 steps; the papers' models, batches and runs are many times larger, and a warm-up
-may do more for them."""
+because of one seed: with the other, Adam still learns at twice its largest rate. Without warm-up
+MAdam tolerates no more than Adam. Nor does it turn the larger rate into a lower loss: from 2^-8
+to 2^-6 its curve is nearly flat, and above Adam's least. Its second moment is larger and its
+steps shorter (see 11), so part of the factor of four is a change of scale. LaMAdam tolerates
+twice Adam's rate with and without warm-up, and also ends above Adam. LaProp, well below Adam
+with warm-up and a little below without, gains from a warm-up, while Adam's best is the same
+either way: the opposite of the claim. In the authors' own logs of RoBERTa with beta2 = 0.999
+Adam trains without warm-up, too, to a loss about 0.1 above LaProp's. With warm-up, LaProp is
+within the limit at 2^-6 by only 0.02, in one seed. MADGRAD is lowest both ways, at the largest
+rate that it tolerates. AdaMomentum needs smaller rates: it divides by the second moment of the
+momentum, and its first steps are ten times lr. LAMB is better without warm-up, and tolerates
+twice the rate there. All this rests on two seeds, two layers and 300 steps; the papers' models,
+batches and runs are many times larger, and a warm-up may do more for them."""
 LARGER = """\
 As above, but on a GPU, with 4 layers of width 256, batches of 512 blocks, 200 steps, one seed,
 rates a fourth as large, and the documentation of another Python, 5,688 blocks. Matrix products
 round float32 to TF32; the optimizers use the GPU's backend. Again MADGRAD is lowest, at the
 largest rate that it tolerates, LaProp next; MAdam and LaMAdam end above Adam. With warm-up they
-and LaProp tolerate twice Adam's largest rate, not four times; without, MAdam alone does, where
-at the small size LaMAdam alone did. A warm-up lowers the best loss of all but LAMB and AvaGrad:
-Adam's by 2 %, as the claim has it and unlike above, but LaProp's by 7 %, which is the opposite
-of the claim. LAMB again tolerates twice the rate without warm-up, but barely."""
+and LaProp tolerate twice Adam's largest rate, not four times; without, MAdam alone does; at the
+small size LaMAdam alone did. A warm-up lowers the best loss of all but LAMB and AvaGrad: Adam's
+by 2 %, as claimed and unlike above, but LaProp's by 7 %, which is the opposite of the claim.
+LAMB again tolerates twice the rate without warm-up, but barely."""
 SEEDS = 2
 SIZE = (10, 4.2)
 RATES = {  # by their base-2 logarithms
@@ -98,7 +99,7 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 
 
 def larger_tasks() -> list[Task]:
-    """From the middle of the grids outwards, so that what an interrupted run has is of use."""
+    """From the middle of the grids outwards, so that an interrupted run has the most useful."""
     found = [
         (abs(2 * at - min(rates) - max(rates)), not warmup,
          {"optimizer": name, "log2 lr": at + SHIFT, "warmup": warmup, **LARGE})
@@ -145,7 +146,7 @@ def train(task: Task, seed: int, data: Tensor, held_out: Tensor) -> float:
 
 
 def share(step: int, steps: int, warmup: int) -> float:
-    """Of the largest rate: linearly up to it, then linearly down to 0 after the last step."""
+    """The rate by its largest: linearly up to 1, then linearly down to 0 after the last step."""
     return min((step + 1) / (warmup + 1), (steps - step) / (steps - warmup))
 
 

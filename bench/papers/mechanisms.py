@@ -15,23 +15,23 @@ NUMBER = 11
 TITLE = "Inner workings, watched on real gradients"
 PAPER = "MaxVA, section 3, figures 3 and 8; MADGRAD, sections 5.4 and 5.5.4"
 CLAIM = """\
-MaxVA: with R the squared deviation of a gradient divided by the variance, R <= 1 gives the upper
-end of the range of beta; no beta is below 1/(1 + w); at t = 2 it is 1/(2 - beta_1); w never
+MaxVA: if R, the squared deviation of a gradient divided by the variance, is at most 1, beta is
+the upper end of its range; no beta is below 1/(1 + w); at t = 2 it is 1/(2 - beta_1); w never
 falls; MAdam's average step differs from Adam's over training. MADGRAD: its averaging is
 momentum; with its weights and cube root, gradients of constant size make steps of constant size."""
 SETTING = """\
 A BERT of 2 layers of width 64 on the documentation that comes with Python, batches of 16 blocks
-of 32 tokens, rate 1e-3, beta1 = 0.9, Adam's beta2 = 0.999, MAdam's betas in [0.5, 0.999], beta_1
-= 0.9 and eps = 1e-8 in both. beta is taken from the stored states, as the quotient of beta_prod
-after and before a step, wherever it was at least 1e-3; an allowance of 1e-5 is made for its
+of 32 tokens, rate 1e-3, beta1 = 0.9, Adam's beta2 = 0.999, MAdam's betas in [0.5, 0.999], the
+first (beta_1) 0.9; eps = 1e-8 in both. beta is the quotient of the stored beta_prod after and
+before a step, wherever that was at least 1e-3 before; an allowance of 1e-5 is made for its
 float32. The average step is the mean over all weights of their change divided by the rate; mean
-over seeds. The paper's figures say how steps differ; assumed: MAdam's are shorter, as its second
-moment is larger. MADGRAD: float64, gradients of a noisy quadratic."""
+over seeds. The paper's figures show how steps differ; assumed: MAdam's are shorter, as its
+second moment is larger. MADGRAD: float64, gradients of a noisy quadratic."""
 WHY = """\
-The statements on beta and w are consequences of equation 7, and the kernels keep them on every
-element that was looked at. A second moment that is chosen for the largest variance is a larger
-one, so MAdam's steps are shorter at an equal rate, and its training loss is higher in all three
-seeds. So it may tolerate larger rates; with a warm-up it does (10)."""
+The statements on beta and w are consequences of equation 7, and the kernels satisfy them on
+every element that was looked at. A second moment chosen for the largest variance is larger, so
+MAdam's steps are shorter at an equal rate, and its training loss is higher in all three seeds.
+So it may tolerate larger rates; with a warm-up it does (see 10)."""
 SEEDS = 3
 SIZE = (10, 3.2)
 RATE, HIGH, FIRST = 1e-3, 0.999, 0.9
@@ -103,7 +103,7 @@ class Seen:
         )
         self.count("weight", after > q)
         beta, w, d = after / q, 1 - q, (g - u).square()
-        # A gradient that is its mean to the last digits leaves 0 by 0; the low end is taken then.
+        # A gradient equal to its mean to the last digit makes R 0 / 0; beta is then the low end.
         moved = (d > 0) & (d + s > 1e-30)
         self.count("high", ((beta - HIGH).abs() > ALLOWANCE)[moved & (d <= s)])
         floor = torch.clamp(1 / (1 + w), max=HIGH) - ALLOWANCE
@@ -143,7 +143,7 @@ def madgrad(steps: int) -> dict:
         momentum.step()
         worst_sgd = max(worst_sgd, float((x - sgd.detach()).abs().max()))
 
-        # Gradients of constant size and turning sign: each is taken back by the next.
+        # Gradients of constant size and alternating sign: each undoes the one before.
         before = sizes.detach().clone()
         sizes.grad = torch.full((50,), 2.0 if step % 2 else -2.0, dtype=torch.float64)
         alone.step()
@@ -153,7 +153,7 @@ def madgrad(steps: int) -> dict:
 
 
 def parts(rows: list[Row]) -> tuple[dict[str, list[Row]], dict, dict]:
-    """Trained rows by optimizer, the counts of all of MAdam's together, and MADGRAD's row."""
+    """Rows of training by optimizer, the counts summed over MAdam's, and MADGRAD's result."""
     of = {name: [r for r in rows if r["task"]["optimizer"] == name] for name in ("Adam", "MAdam")}
     counts = {
         name: [sum(row["result"]["seen"][name][i] for row in of["MAdam"]) for i in range(2)]

@@ -17,7 +17,7 @@ HELD_OUT = 297  # images
 
 @cache
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images [n, 64] of mean 0 and deviation 1 overall, labels; of training, and held out."""
+    """Images [n, 64], of mean 0 and deviation 1 overall, and labels: training, then held out."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -30,7 +30,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class Networks:
-    """Fully connected ReLU networks [lines, runs], He's initial weights, one seed for a run.
+    """Fully connected ReLU networks [lines, runs], He's initial weights, the same in all lines.
 
     A line is a parameter group: see :class:`Runs`.
     """
@@ -55,7 +55,7 @@ class Networks:
         return [{"params": list(own), **more} for own, more in zip(params, options, strict=True)]
 
     def logits(self, images: Tensor) -> Tensor:
-        """Of images [n, 64] for all, or [runs, n, 64]: [lines, runs, n, classes]."""
+        """[lines, runs, n, classes], from images [n, 64] shared by all, or [runs, n, 64]."""
         x = images.expand(*self.shape, *images.shape[-2:])
         pairs = list(zip(self.tensors[::2], self.tensors[1::2], strict=True))
         for weight, bias in pairs[:-1]:
@@ -68,7 +68,7 @@ class Networks:
         return cross_entropy(self.logits(images), labels)
 
     def backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Fill the gradients; returns the losses. One that is not finite stops no other."""
+        """Fill the gradients; returns the losses. One that is not finite affects no other."""
         for tensor in self.tensors:
             tensor.x.grad.zero_()
         losses = self.losses(images, labels)
@@ -82,7 +82,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def batches(runs: int, size: int):
-    """Batches for ever, another draw for each run: images [runs, size, 64], labels."""
+    """Endless batches, drawn separately for each run: images [runs, size, 64] and labels."""
     images, labels, *_ = digits()
     generator = torch.Generator().manual_seed(0)
     while True:

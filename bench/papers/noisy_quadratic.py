@@ -19,21 +19,21 @@ CLAIM = """\
 Over a sweep of learning rates MAdam ends at an average loss 30 to 40 % below that of Adam with
 its best beta2, with a smaller standard error."""
 SETTING = """\
-Loss E (h_1 (x_1 - c_1)^2 + h_2 (x_2 - c_2)^2) / 2 without its constant, c_i normal with
-deviation sigma_i and drawn anew in each step, float64. As in the authors' script: 1000 steps of
+The loss is E (h_1 (x_1 - c_1)^2 + h_2 (x_2 - c_2)^2) / 2 without its constant, with c_i normal
+of deviation sigma_i, drawn anew in each step; float64. As in the authors' script: 1000 steps of
 constant rate, 20 rates from 1e-3 to 0.2, beta1 = 0.9, MAdam's betas in [0.5, 0.99], Adam's beta2
-the best of 0.5, 0.6, 0.7, 0.8, 0.9 and 0.99 at each rate, starts normal, the loss after the last
-step. Its one problem is the first line of the table; the other lines, and the means over the
-last 100 steps beside, are ours. The script's MAdam takes its momentum, divided by w, for the
-mean of gradients; here it is Algorithm 1. Means over the runs ± standard error; the best rate
-has the lowest mean."""
+the best of 0.5, 0.6, 0.7, 0.8, 0.9 and 0.99 at each rate, normally distributed starts, the loss
+after the last step. The script's one problem is the first line of the table; the other lines,
+and the last column (means over the last 100 steps), are ours. The script's MAdam uses its
+momentum, divided by w, as the mean of gradients; ours is Algorithm 1. Means over runs ± standard
+error; the best rate has the lowest mean."""
 WHY = """\
 On the authors' problem the statement holds, and the loss is lower by nearly a half. There one
-curvature is twenty times the other and both are noisy, so that what the second moment does after
-the first steps matters; on the other problems the difference, an eighth to a sixth, is about
-that of the errors. Standard errors shrink as the losses do. At equal rates the difference is
-larger, as MAdam's second moment grows at once and fades slowly, which makes its steps shorter:
-part of what it gains, Adam gains by a smaller rate, too."""
+curvature is twenty times the other and both are noisy, so what the second moment does after the
+first steps matters; on the other problems the difference, an eighth to a sixth, is about as
+large as the errors. Standard errors shrink as the losses do. At equal rates the difference is
+larger, because MAdam's second moment grows at once and fades slowly, which makes its steps
+shorter: Adam gains part of this from a smaller rate, too."""
 SEEDS = 100
 SIZE = (10, 3.4)
 RATES = [*(i / 1000 for i in range(1, 11)), *(i / 100 for i in range(2, 11)), 0.2]
@@ -116,7 +116,7 @@ def least(row: Row) -> tuple[float, float]:
 
 
 def at_equal_rates(adam: Row, madam: Row) -> float:
-    """The median over the rates of MAdam's loss by Adam's."""
+    """MAdam's loss divided by Adam's at the same rate; the median over rates."""
     ratios = [ours[0] / theirs[0] for theirs, ours in zip(by_rate(adam), by_rate(madam))]
     return statistics.median(ratios)
 

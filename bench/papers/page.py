@@ -18,16 +18,16 @@ The experiments that the papers report, run with this project's optimizers (`for
 its pictures from `bench/results/papers.json`; nobody edits them by hand. Each experiment is a file
 of [bench/papers](../bench/papers), which has every number of its setting.
 
-Each claim is decided by the criterion in its text. The verdict is *holds* if all claims hold,
-*holds partly* if some do, and *does not hold here* if none does. Each setting says what was assumed
-where the paper leaves it open. The papers seldom give thresholds: those here are ours, and the
-measures and claims of 2, 3, 5, 7 and 10 were settled after a first look at results. The numbers
-beside them count for more than the words.
+Each claim listed under a verdict states the criterion that decides it. The verdict is *holds* if
+all claims hold, *holds partly* if some do, and *does not hold here* if none does. Each setting says
+what was assumed where the paper leaves something open. The papers seldom give thresholds; those
+here are ours. The measures and claims of 2, 3, 5, 7 and 10 were settled after a first
+look at results. The numbers in the tables count for more than the verdicts.
 """
 
 
 def text(rows: Rows, pictures: str, larger: Rows) -> str:
-    """The page; ``pictures`` is the folder of the pictures as seen from it."""
+    """The page; ``pictures`` is the folder of the pictures, relative to the page."""
     experiments = everything()
     parts = [HEAD, markdown(overview(experiments, rows))]
     for one in experiments:
@@ -52,7 +52,7 @@ def overview(experiments: list[ModuleType], rows: Rows) -> Table:
 
 
 def runs(rows: list) -> str:
-    """How many differ in nothing but what is drawn: "2, 5" where parts of an experiment differ."""
+    """How many runs differ only in what is drawn; "2, 5" if parts of an experiment differ."""
     seeds = {row["task"]["seed"] for row in rows if "seed" in row["task"]}
     counts = {row["task"].get("runs", len(seeds) or 1) for row in rows}
     return ", ".join(map(str, sorted(counts)))

@@ -17,7 +17,7 @@ from .experiment import Row
 
 NAMES = ("Adam", "AMSGrad", "MAdam", "LaProp", "AdaMomentum", "DelayedAdam", "MADGRAD", "AvaGrad")
 FIXED = dict(zip(NAMES, COLOURS))
-# Drawn beside few of them.
+# These share colours with algorithms that they are never drawn beside.
 FIXED |= {"SGDM": COLOURS[3], "RMSprop": COLOURS[5], "AdaBelief": COLOURS[1], "AdaGrad": COLOURS[4]}
 FIXED |= {"LAMB": COLOURS[1], "LaMAdam": COLOURS[5]}
 
@@ -28,7 +28,7 @@ def colour(name: str) -> str:
 
 
 def band(axis: Axes, x: list, middle: list, spread: list, label: str, color: str = "") -> None:
-    """A line, and how far it may be off; the label begins with the algorithm's name."""
+    """A line with a band of ± spread; the label begins with the algorithm's name."""
     known = [(a, b, c or 0.0) for a, b, c in zip(x, middle, spread) if b is not None]
     x, middle, spread = zip(*known) if known else ((), (), ())
     low = [b - c for b, c in zip(middle, spread)]

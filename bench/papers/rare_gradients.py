@@ -13,21 +13,21 @@ NUMBER = 7
 TITLE = "A rare large gradient, which Adam divides by itself"
 PAPER = "AvaGrad, sections 4 and 8, equation 11 and figure 3"
 CLAIM = """\
-On min over w in [0, 1] of E f, f = 999 w^2 / 2 with probability 1/500 and -w otherwise, Adam
-does not approach the stationary point; AMSGrad, DelayedAdam and Adam with eps_t = sqrt(t^3)
+To be minimised over w in [0, 1]: E f, where f is 999 w^2 / 2 with probability 1/500, else -w.
+Adam does not approach the stationary point; AMSGrad, DelayedAdam and Adam with eps_t = sqrt(t^3)
 do."""
 SETTING = """\
 The gradient of E f is 999/500 (w - 0.4995). beta1 = 0, beta2 = 0.99, eps = 1e-8, w projected to
-[0, 1] after every step, float64. Assumed: starts evenly from [0, 1]; learning rates a/sqrt(t)
-with each a of the table; for the growing eps a eps_t/sqrt(t), without which all its steps
-together have a bounded length (that is the row "constant rate"). Squared gradients are averages
-over the steps since the last mark, in the table the last sixth of all steps, mean over runs ±
-standard error."""
+[0, 1] after every step, float64. Assumed: starts evenly spaced in [0, 1]; learning rates
+a/sqrt(t) with each a of the table; for the growing eps a times eps_t/sqrt(t), as without that
+factor all its steps together have a bounded length (the row "constant rate"). Each point of a
+curve averages squared gradients since the point before, the table those of the last sixth of all
+steps; means over runs ± standard error."""
 WHY = """\
-Adam divides the rare gradient by a second moment that it has just raised, so its step is ten at
-most where a fair share would be hundreds: w drifts to 1, or jumps between the ends. A second
-moment that is one step late does not know the gradient that it divides, and one that never
-falls, or that a growing eps drowns, hardly depends on it."""
+Adam divides the rare gradient by a second moment that it has just raised, so its step is at most
+ten times the rate where a fair share would be hundreds: w drifts to 1, or jumps between the
+ends. DelayedAdam's second moment, one step late, does not contain the gradient that it divides;
+AMSGrad's, which never falls, and one that a growing eps drowns hardly depend on it."""
 SEEDS = 100
 SIZE = (6.4, 3.6)
 SCALES = [1e-3, 1e-2, 0.1, 1.0, 10.0]
@@ -62,7 +62,7 @@ def run(task: Task) -> dict:
     method, scales = task["method"], torch.tensor(task["scales"], dtype=torch.float64)
     starts = torch.linspace(0, 1, task["runs"], dtype=torch.float64)
     runs = Runs(starts.expand(len(scales), -1))
-    # Tensors, which a step reads anew.
+    # As tensors, which every step reads anew.
     rate, eps = scales.clone(), torch.ones((), dtype=torch.float64)
     optimizer = build(method, runs.groups(*({"lr": one} for one in rate)), eps)
     w, grad = runs.x, runs.x.grad
@@ -100,11 +100,15 @@ def claims(rows: list[Row]) -> list[Claim]:
     def falls(name: str) -> Claim:
         holds = lowest[name] < lowest["Adam"] / 4
         asserted = name == "DelayedAdam"
-        return Claim(f"{name}'s best is below a quarter of Adam's best", holds, asserted)
+        return Claim(f"{name}: the best is below a quarter of Adam's best", holds, asserted)
 
-    # At w = 0 or 1 it is 1; at a w that does not move from where it started, 1/3 on average.
+    # The squared gradient is 1 at w = 0 or 1, and 1/3 on average where w stays at its start.
     return [
-        Claim("Adam's ends above 0.3 at every rate", lowest["Adam"] > 0.3, asserted=True),
+        Claim(
+            "Adam's squared gradient ends above 0.3 at every rate",
+            lowest["Adam"] > 0.3,
+            asserted=True,
+        ),
         *(falls(name) for name in METHODS[1:4] if name in of),
     ]
 

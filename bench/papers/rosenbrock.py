@@ -1,4 +1,4 @@
-"""LaProp's noisy valley: which pairs of beta1 = 0.9 and nu reach the end of it."""
+"""LaProp's noisy valley: with which nu, at beta1 = 0.9, runs reach the end of it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CLAIM = """\
 With beta1 = 0.9, Adam needs a large beta2 (nu in the paper) where there is noise, and AMSGrad
 becomes slow; LaProp converges for every nu. At noise 0.12 and more only LaProp converges."""
 SETTING = """\
-(1 - x + e1)^2 + 100 (y - x^2 + e2)^2 from (0, 0), e1 and e2 drawn anew in each step, float64.
-Assumed: uniform in [-noise, noise]; a run has converged at the step from which it stays within
-0.1 of (1, 1), if for a twentieth of all steps or more; constant learning rates, three of them.
-Numbers are the steps to converge, the median over runs; a run that does not converge counts as
-infinite, and a dash is where half of them do not."""
+The function is (1 - x + e1)^2 + 100 (y - x^2 + e2)^2, with e1 and e2 drawn anew in each step,
+the start (0, 0); float64. Assumed: e1 and e2 uniform in [-noise, noise]; a run has converged at
+the step from which it stays within 0.1 of (1, 1), if it does so for a twentieth of all steps or
+more; three constant learning rates. Numbers are the steps to converge, the median over runs; a
+run that does not converge counts as infinite, and a dash means that half or more do not."""
 WHY = """\
 With little noise LaProp keeps its promise that beta1 and nu may be chosen freely. At noise 0.08
-it needs a nu below 0.99, at 0.14 one below 0.9; with 0.999, its default, it arrives where Adam
+it needs a nu below 0.99, at 0.14 one below 0.9; with 0.999, its default, it converges where Adam
 does, and as fast. A small nu is best for it: each quotient is then near the sign of a gradient,
-so a large one counts no more than others. Adam with small nu divides the momentum of large
+so a large gradient counts no more than others. Adam with small nu divides the momentum of large
 gradients by the second moment of a small one, and jumps. With smaller rates and more steps Adam
-and AMSGrad may arrive at 0.12, too: that no other optimizer does is true only of this budget of
-steps and these rates."""
+and AMSGrad may converge at noise 0.12, too: that LaProp alone does is true only of this number
+of steps and these rates."""
 SEEDS = 20
 SIZE = (10, 3.4)
 RATES = [0.003, 0.01, 0.03]
@@ -65,7 +65,7 @@ def run(task: Task) -> dict:
     optimizer = build(task["optimizer"], groups)
     (x, y), (dx, dy) = runs.x.unbind(1), runs.x.grad.unbind(1)
     size = torch.tensor([noise for _, noise, _ in of], dtype=torch.float64)[:, None]
-    outside = torch.zeros_like(x)  # the last step at which a run was
+    outside = torch.zeros_like(x)  # the last step at which each run was outside
     for step in range(1, task["steps"] + 1):
         # All lines see the same draws, at the size of their noise.
         e1, e2 = torch.rand(2, count, generator=generator, dtype=torch.float64) * 2 - 1
@@ -79,7 +79,7 @@ def run(task: Task) -> dict:
 
 
 def arrivals(rows: list[Row]) -> dict[tuple, float]:
-    """Median steps by optimizer, rate, noise and nu, of those that arrive in over half the runs."""
+    """Median steps by optimizer, rate, noise and nu, where over half of the runs converge."""
     return {
         (row["task"]["optimizer"], *line): steps
         for row in rows
@@ -101,14 +101,17 @@ def claims(rows: list[Row]) -> list[Claim]:
     for name in ("Adam", "AMSGrad"):
         ours, theirs = (sum(map(len, count[one].values())) for one in ("LaProp", name))
         said.append(
-            Claim(f"LaProp arrives with more pairs of rate and nu than {name}", ours > theirs)
+            Claim(
+                f"LaProp converges with more choices of rate, noise and nu than {name}",
+                ours > theirs,
+            )
         )
     quiet, *_ = task["noises"]
     loud = [noise for noise in task["noises"] if noise >= 0.12]
     small = {name: sum(nu <= 0.5 for nu in count[name][quiet]) for name in OPTIMIZERS}
     said.append(
         Claim(
-            f"at noise {quiet} and nu <= 0.5 LaProp arrives more often than Adam",
+            f"at noise {quiet} and nu <= 0.5 LaProp converges more often than Adam",
             small["LaProp"] > small["Adam"],
             asserted=True,
         )
@@ -116,8 +119,8 @@ def claims(rows: list[Row]) -> list[Claim]:
     if loud:
         arrived = {name: any(count[name][noise] for noise in loud) for name in OPTIMIZERS}
         said += [
-            Claim("at noise 0.12 or 0.14 LaProp arrives", arrived["LaProp"]),
-            Claim("there no other does", not arrived["Adam"] and not arrived["AMSGrad"]),
+            Claim("at noise 0.12 or 0.14 LaProp converges", arrived["LaProp"]),
+            Claim("and no other does", not arrived["Adam"] and not arrived["AMSGrad"]),
         ]
         noises = {f"at noise {quiet}": [quiet], "and at every noise": task["noises"]}
         for text, of_these in noises.items():
@@ -125,7 +128,7 @@ def claims(rows: list[Row]) -> list[Claim]:
                 any(("LaProp", rate, noise, nu) in found for rate in task["rates"])
                 for noise, nu in product(of_these, task["nus"])
             )
-            said.append(Claim(f"{text} LaProp arrives with every nu, at some rate", every))
+            said.append(Claim(f"{text} LaProp converges with every nu, at some rate", every))
     return said
 
 

@@ -23,12 +23,12 @@ from ..results import write_whole
 from .experiment import Row, Task, load, name_of
 
 DIGITS = 5  # of a stored number
-UNFINISHED = " (unfinished)"  # after the name of an experiment some of whose tasks are to be run
+UNFINISHED = " (unfinished)"  # follows an experiment's name while some of its tasks have no row
 Rows = dict[str, list[Row]]  # by experiment
 
 
 def rounded(value: Any) -> Any:
-    """A result as JSON keeps it; what is not finite is None."""
+    """A result as JSON stores it; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): rounded(entry) for key, entry in value.items()}
     if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
@@ -44,7 +44,7 @@ def read(path: Path) -> Rows:
     """The rows of a file, none where there is no file yet.
 
     Raises:
-        ValueError: it is another kind of file.
+        ValueError: the file holds something else.
     """
     if not path.exists():
         return {}
@@ -93,7 +93,7 @@ def prepare_worker() -> None:
 
 
 def attempt(name: str, task: Task) -> Row | Exception:
-    """For a worker process, where a task that fails is no reason to leave out the others."""
+    """Perform in a worker process: an error is returned, so that the other tasks still run."""
     try:
         return perform(load(name), task)
     except Exception as error:
@@ -102,16 +102,16 @@ def attempt(name: str, task: Task) -> Row | Exception:
 
 
 def performed(experiment: ModuleType, tasks: list[Task], jobs: int) -> Iterator[Row]:
-    """Rows as they are finished; those of several jobs at once come from as many processes.
+    """Rows in the order in which they finish; several jobs run in as many processes.
 
     Raises:
-        Exception: that of the first task that failed, after all others.
+        Exception: with one job, what a task raises; with several, the first error, once all ran.
     """
     if jobs == 1 or not tasks:
         yield from (perform(experiment, task) for task in tasks)
         return
     failed = []
-    # A fresh process: one that is forked cannot use a GPU which this one has asked for.
+    # Spawned, because a forked process cannot use CUDA that this one has initialised.
     with multiprocessing.get_context("spawn").Pool(jobs, prepare_worker) as pool:
         for row in pool.imap_unordered(partial(attempt, name_of(experiment)), tasks):
             if isinstance(row, Exception):
@@ -125,10 +125,10 @@ def performed(experiment: ModuleType, tasks: list[Task], jobs: int) -> Iterator[
 def run(
     plan: list[tuple[ModuleType, list[Task]]], out: Path, fresh: bool = False, jobs: int = 1
 ) -> Iterator[tuple[str, int]]:
-    """Bring a file's rows up to the tasks; yields what is run, and how many more rows it has.
+    """Run the tasks that a file has no rows of; yields a label and the number of new rows.
 
-    Rows of tasks that there still are stay, unless all shall be fresh; others of the same
-    experiment go once it is finished.
+    Rows of present tasks stay unless ``fresh``; rows of an experiment's former tasks are dropped
+    once it is finished.
     """
     rows = read(out)
     for experiment, tasks in plan:
@@ -153,7 +153,7 @@ def run(
 def tasks_of(
     experiment: ModuleType, quick: bool, seeds: int | None, larger: bool = False
 ) -> list[Task]:
-    """Tasks as they will be read back."""
+    """Tasks as JSON gives them back, so that they compare equal to stored ones."""
     size = () if larger else (quick, seeds or experiment.SEEDS)
     make = experiment.larger_tasks if larger else experiment.tasks
     return json.loads(json.dumps(make(*size)))

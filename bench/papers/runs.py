@@ -12,10 +12,10 @@ OURS = {"form": "paper", "backend": "cpu"}  # how every experiment builds our cl
 
 
 class Runs:
-    """Runs in lines: each line is one parameter of its own, so that it can be a parameter group
-    with its own learning rate, and one optimizer steps all runs of all lines.
+    """Runs in lines: each line is a parameter, so it can be a group with its own learning rate,
+    and one optimizer steps all runs of all lines.
 
-    For optimizers that treat every element alike, whatever the others are.
+    Only for optimizers in which no element's step depends on other elements.
     """
 
     def __init__(self, start: Tensor):
@@ -30,7 +30,7 @@ class Runs:
 
 
 def marks(steps: int, count: int = 60) -> list[int]:
-    """Steps to record at: first, last, and evenly by their logarithm between."""
+    """Steps to record at: the first, the last, and between them evenly on a log scale."""
     return sorted({round(math.exp(math.log(steps) * i / (count - 1))) for i in range(count)})
 
 

@@ -18,20 +18,22 @@ NUMBER = 5
 TITLE = "Adam's divergence and LaProp's bound"
 PAPER = "LaProp, figure 1, table 1 and Proposition 1"
 CLAIM = """\
-With mu = 0.9 and nu = 0.7 (beta1, beta2) Adam diverges when training a two-layer ReLU network:
-it may where mu > sqrt(nu). No step of LaProp is longer than lr / sqrt(1 - nu), whatever mu."""
+With mu and nu for beta1 and beta2, Adam may diverge where mu > sqrt(nu), and does when training
+a two-layer ReLU network with mu = 0.9 and nu = 0.7. No step of LaProp is longer than lr / sqrt(1
+- nu), whatever mu."""
 SETTING = """\
-64-64-10 with ReLU on scikit-learn's digits, float32, batches of 64, constant rate 1e-2, no
+A 64-64-10 ReLU network on scikit-learn's digits, float32, batches of 64, constant rate 1e-2, no
 decay. Assumed: the digits in place of MNIST, width, rate, eps = 1e-15 for LaProp (inside the
 root) and 1e-8 for Adam. "Longest step" is the largest change of any weight in any step and run,
-divided by lr, after an allowance of one rounding of the weight; losses are the training set's at
+less an allowance for one rounding of the weight, divided by lr; losses are the training set's at
 the end, the median over runs and the worst."""
 WHY = """\
-The bound is a theorem: each gradient is divided by a second moment that holds it with weight 1 -
-nu. Adam's momentum of a large gradient outlives, at nu < 0.81, the second moment it is divided
-by, and their quotient grows by mu / sqrt(nu) in every step of small gradients: 1.27 at nu = 0.5,
-which ends in numbers like 1e8, but 1.08 at 0.7, where new gradients come back soon enough. There
-divergence is bursts of the loss out of a good solution, to which the loss returns."""
+The bound is a theorem: each gradient is divided by a second moment that contains it with weight
+1 - nu. At nu < 0.81 the trace of a large gradient in Adam's momentum outlives that in the second
+moment, and their quotient grows by a factor of mu / sqrt(nu) in every step of small gradients.
+At nu = 0.5 the factor is 1.27, which ends in numbers like 1e8; at 0.7 it is 1.08, and new
+gradients come back soon enough. There divergence means that the loss leaves a good solution in
+bursts, and returns to it."""
 SEEDS = 10
 SIZE = (10, 3.2)
 RATE = 1e-2
@@ -86,7 +88,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     median = {key: median_high(losses) for key, losses in final.items()}
     return [
         Claim(
-            "No step of LaProp is longer than lr / sqrt(1 - nu), but for 1e-5 of it",
+            "No step of LaProp exceeds lr / sqrt(1 - nu) by more than 1e-5 of it",
             share <= 1 + 1e-5, asserted=True,
         ),
         Claim(
