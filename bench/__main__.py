@@ -3,10 +3,10 @@
     python -m bench --set bert-base tiny --algorithms madam,laprop --peers torch,timm --plot
     python -m bench growth --plot      time and memory as parameters, tensors, groups grow
     python -m bench training           the optimizer's share of a small BERT's training step
-    python -m bench self-check         see a slow-down that was put in, and none where none is
+    python -m bench self-check         check that a slow-down put in is seen, and none where none is
     python -m bench tables             rewrite README's and docs/speed.md's tables
 
-Ratios of one run mean something; the times of a busy machine do not.
+On a busy machine, trust ratios within one run, not times.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ DEFAULTS = {  # sets and algorithms, by command
     "self-check": (["tiny"], ["AdamW"]),
 }
 COMMON = {"algorithms", "backends", "import", "device", "threads"}
-ROWS = {"peers", "rounds", "out", "gate", "plot", "record"}  # options of what writes rows
-TAKEN = {  # options, by command
+ROWS = {"peers", "rounds", "out", "gate", "plot", "record"}  # options of commands that write rows
+TAKEN = {  # options that each command accepts
     None: COMMON | ROWS | {"set", "dtype"},
     "growth": COMMON | ROWS | {"set", "dtype"},
     "training": COMMON | ROWS,  # its model is in float32
@@ -50,7 +50,7 @@ TAKEN = {  # options, by command
 
 
 def words(values: list[str]) -> list[str]:
-    """The entries of an option's list, between spaces or commas."""
+    """The entries of an option's list, separated by spaces or commas."""
     return [word for value in values for word in value.split(",") if word]
 
 
@@ -59,14 +59,14 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Lists take spaces and commas.",
+        epilog="Separate the entries of a list by spaces or commas.",
     )
     known = [name for name in TAKEN if name]
     parser.add_argument("command", nargs="?", choices=known, help="default: measure")
     several = {"nargs": "+", "metavar": "NAME"}
     parser.add_argument("--set", **several, help=parameter_sets.HELP)
     parser.add_argument(
-        "--algorithms", **several, help="classes, or cases of the bit matrix (madam-released)"
+        "--algorithms", **several, help="classes, or cases of the bit matrix such as madam-released"
     )
     parser.add_argument("--backends", **several, help="default: those that serve the device")
     parser.add_argument(
@@ -77,17 +77,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", **several, default=["f32"], help=", ".join(contenders.MODES))
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=11, help="turns; ten times as many for hosts")
+    rounds = "measurements of a step; ten times as many for small sets"
+    parser.add_argument("--rounds", type=int, default=11, help=rounds)
     parser.add_argument("--threads", nargs="+", help="numbers of CPU threads; default: torch's")
-    parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="also as .csv")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/bench.json"), help="for the rows, also as .csv"
+    )
     parser.add_argument(
         "--gate",
         type=float,
         default=0.0,
         metavar="RATIO",
-        help="fail where our AdamW is slower than this share of torch's fused",
+        help="fail if our AdamW has less than this share of the speed of torch's fused one",
     )
-    parser.add_argument("--plot", action="store_true", help="pictures, beside --out")
+    parser.add_argument("--plot", action="store_true", help="draw pictures, beside --out")
     parser.add_argument("--record", action="store_true", help="merge rows into bench/results/")
     return parser
 
@@ -116,19 +119,19 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     if chosen.record:
         if modules:
             raise ValueError("--record keeps rows of fusedstep's own kernels; leave out --import")
-        results.of_record()  # a damaged file is told before anything is measured
+        results.of_record()  # a damaged file is reported before anything is measured
     import_all(modules)
     return chosen
 
 
 def import_all(modules: list[str]) -> None:
-    """Import what registers backends of users' own."""
+    """Import modules that register backends of users' own."""
     for module in modules:
         if module.endswith(".py") or not all(word.isidentifier() for word in module.split(".")):
             raise ValueError(f"--import is {module}; pass the name of a module, without .py")
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:  # its own, or of what it imports
+        except ModuleNotFoundError as error:  # of the module, or of what it imports
             remedy = "put its folder in PYTHONPATH" if error.name == module else "install that"
             raise ValueError(f"--import is {module}: {error}; {remedy}") from error
 
@@ -143,7 +146,7 @@ def threads(values: list[str] | None) -> list[int]:
 
 
 def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
-    """Every combination that was asked for; peers' absent ones are left out.
+    """Every combination that was asked for, without peers that are not installed.
 
     Raises:
         ValueError: a name that does not exist; the message lists those that do.
@@ -159,7 +162,7 @@ def make_tasks(chosen: argparse.Namespace, where: torch.device) -> list[Task]:
         mode = contenders.mode(mode)
         trains = chosen.command == "training"
         for parameter_set in [training.parameter_set()] if trains else parameter_sets.parse(name):
-            # Peers' curves are of interest for the host alone: elsewhere theirs is straight too.
+            # Peers' growth is of interest over tensors alone: elsewhere it is a straight line, too.
             rivals = [] if name in ("parameters", "groups") else others
             for contender in entrants(names, backends, rivals, mode):
                 if not (contender.fades and (trains or parameter_set.small)):
@@ -186,7 +189,7 @@ def run(measure: Callable[..., Iterator[Task]], tasks: list[Task], *how: Any) ->
     # Drawn between tasks only: a thread that draws would disturb what is measured.
     with tables.bar(auto_refresh=False) as progress:
         bar = progress.add_task("", total=len(tasks))
-        # A batch system's end of time is an interrupt, too.
+        # A batch system ends a job by SIGTERM: an interrupt, too.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             for i, task in enumerate(measure(done, tasks, *how)):
@@ -224,7 +227,7 @@ def report(done: Run, chosen: argparse.Namespace, where: torch.device, command: 
 
 
 def slower(rows: list[dict], gate: float) -> Iterator[str]:
-    """A line for each step of our AdamW that is slower than ``gate`` of torch's fused one."""
+    """A line for each step of our AdamW below ``gate`` times the speed of torch's fused one."""
     for row in rows:
         if row["maker"] == contenders.OURS and row["algorithm"] == "AdamW":
             share = row["vs_torch_fused"]
@@ -253,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     if absent and words(chosen.peers) != ["none"]:
         print(f"absent: {', '.join(absent)} (make build/peers, then PYTHONPATH=build/peers)")
     given = sys.argv[1:] if arguments is None else arguments
-    # Results are kept in the project; which folder rows went to is this machine's own affair.
+    # Recorded without the folder of --out, which means nothing on other machines.
     named = [word.replace(str(chosen.out), chosen.out.name) for word in given]
     command = shlex.join(["python", "-m", "bench", *named])
     way = training.measure if chosen.command == "training" else measure

@@ -26,7 +26,7 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Contender:
-    """One side of a comparison: what makes an optimizer over given parameter groups."""
+    """One side of a comparison: it builds an optimizer over given parameter groups."""
 
     maker: str  # OURS, or a peer's name
     algorithm: str  # our class's name
@@ -34,7 +34,7 @@ class Contender:
     backend: str = ""
     form: str = ""
     mode: testing.Mode = MODES["f32"]
-    fades: bool = False  # measured where the columns that fade are no longer read
+    fades: bool = False  # measured once the columns that fade are no longer read
 
     @property
     def label(self) -> str:
@@ -56,7 +56,7 @@ def fade(optimizer: FusedOptimizer) -> None:
 
 
 def find(name: str) -> tuple[type[FusedOptimizer], str, dict[str, Any]]:
-    """Class, form and options: of a class with its defaults, or of a case of the bit matrix.
+    """Class, form and options that a name stands for: a class, or a case of the bit matrix.
 
     Raises:
         ValueError: neither has this name.
@@ -99,7 +99,7 @@ def mode(name: str) -> testing.Mode:
 
 
 def backends(device: torch.device) -> list[str]:
-    """Those that serve a device, without the slow ones that exist to compare bits with."""
+    """The backends that serve a device, without slow ones, which exist to compare bits with."""
     served = [name for name, backend in BACKENDS.items() if backend.why_not(device) is None]
     slow = {"reference", *(["triton"] if device.type == "cpu" else [])}
     return [name for name in served if name not in slow]

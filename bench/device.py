@@ -49,8 +49,8 @@ class Cpu:
             pass
 
     def yardstick_step(self) -> Callable[[], object]:
-        """Two streams read, one written, in place: what an optimizer's step does. ``copy_`` also
-        reads what it overwrites, so that any step in place beats it."""
+        """An in-place add: two streams read, one written, as in an optimizer's step. ``copy_`` also
+        reads what it overwrites, so any step in place would beat it."""
         a, b = (torch.ones(self.BYTES // 12) for _ in range(2))
         return lambda: a.add_(b)
 
@@ -62,8 +62,7 @@ class Cpu:
         gc.collect()
 
     def peak_extra_bytes(self, step: Callable[[], object]) -> int | None:
-        """How much more memory a step holds at its peak than before; None: the system does not
-        say."""
+        """How much more memory a step holds at its peak than before; None if unknown."""
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
             before = _bytes_said("/proc/self/status", "VmRSS")
@@ -73,7 +72,7 @@ class Cpu:
         return max(0, _bytes_said("/proc/self/status", "VmHWM") - before)
 
     def calls(self, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-        """Kernels that a step launches, where that can be told."""
+        """How many kernels a step launches; known of ours alone."""
         if not isinstance(optimizer, FusedOptimizer):
             return {}
         optimizer.step()
@@ -81,8 +80,8 @@ class Cpu:
 
 
 class Cuda:
-    """Times are the device's, between two events. Before the first it is kept busy, as a backward
-    pass keeps it before a step; a host that needs longer than that shows in the times."""
+    """Times are the device's, between two events. Before the first event the device is kept busy,
+    as by a backward pass before a step; a host that needs longer than that shows in the times."""
 
     device = torch.device("cuda")
     BYTES = 4 * 10**9  # 2 GB read, 2 GB written
@@ -126,7 +125,7 @@ class Cuda:
         return torch.cuda.max_memory_allocated() - before
 
     def calls(self, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-        """Kernels and copies of a step by torch's profiler, and how often it waits."""
+        """Kernels and copies of a step by torch's profiler, and its waits for the device."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             optimizer.step()
             torch.cuda.synchronize()
@@ -151,7 +150,7 @@ def clock(device: torch.device) -> Clock:
 
 
 def _bytes_said(file: str, entry: str) -> int:
-    """An entry of a file of Linux, in bytes."""
+    """An entry of a file such as /proc/meminfo, in bytes."""
     for line in Path(file).read_text().splitlines():
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024

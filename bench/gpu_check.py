@@ -27,7 +27,7 @@ OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu-check"))
 GRACE = 10  # seconds, for a part that is interrupted
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-# Triton compiles a kernel for each combination.
+# In parallel, because Triton compiles a kernel for each combination.
 WORKERS = ["-n", str(min(14, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
 BENCH = [sys.executable, "-m", "bench", "--device", "cuda", "--record", "--rounds", "7"]
 MACHINE = (
@@ -61,7 +61,7 @@ def tests(*names: str) -> Part:
 
 def sanitizer(tool: str) -> Part:
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-    # A cache of memory would hide an access beyond a tensor.
+    # torch's cache of memory would hide an access beyond a tensor.
     exact = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return Part([*command, sys.executable, "-c", SMALL], 150, exact)
 
@@ -89,7 +89,7 @@ STAGES: list[dict[str, Part]] = [
 
 
 def result(name: str, part: Part, end: float) -> dict:
-    """Run a part, for its limit and to the end of time at most; its log goes to OUT/<name>.log."""
+    """Run a part, for its limit and until ``end`` at most; its log goes to OUT/<name>.log."""
     begin, log = time.monotonic(), OUT / f"{name}.log"
     limit = min(part.limit, end - begin)
     if limit <= 0:
@@ -106,8 +106,8 @@ def result(name: str, part: Part, end: float) -> dict:
 
 
 def run(command: list[str], limit: float, log: Path, environment: dict[str, str]) -> int | str:
-    """Exit status, or what stopped it: first an interrupt, upon which programs tell what they
-    have."""
+    """Run a command; return its exit status, or what stopped it. It is interrupted first, so that
+    it can report what it has."""
     with log.open("w") as file:
         try:
             process = subprocess.Popen(
@@ -131,9 +131,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     known = [name for stage in STAGES for name in stage]
     parser.add_argument("--only", nargs="+", choices=known, default=known, help="parts to run")
-    parser.add_argument("--seconds", type=float, default=465, help="for all of it; default: 465")
+    parser.add_argument(
+        "--seconds", type=float, default=465, help="limit for all parts; default: 465"
+    )
     chosen = parser.parse_args(arguments)
-    # In a shell's background interrupts are ignored, and what is ignored the parts would ignore.
+    # A shell's background jobs ignore interrupts, and the parts would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end = time.monotonic() + chosen.seconds
     OUT.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def line(x: list[float], y: list[float]) -> tuple[float, float]:
     x, y = np.array(x, dtype=float), np.array(y, dtype=float)
     columns = np.stack([1 / y, x / y], axis=1)
     a, b = np.linalg.lstsq(columns, np.ones(len(x)), rcond=None)[0]
-    if a < 0 or b < 0:  # the best line through 0, or level
+    if a < 0 or b < 0:  # the best line through 0, or the best level one
         only = columns[:, int(a < 0)]
         best = only.sum() / (only @ only)
         a, b = (0.0, best) if a < 0 else (best, 0.0)

@@ -117,7 +117,7 @@ HOST_PHASES = {
 
 
 def take_turns(clocks: list[Callable[[], Any]], rounds: int) -> list[list[Any]]:
-    """What every clock says, in turns, the order reversed in every second round."""
+    """What every clock says when they take turns, in reversed order in every second round."""
     times: list[list[Any]] = [[] for _ in clocks]
     begin = time.perf_counter()
     for turn in range(rounds):
@@ -197,7 +197,7 @@ def _compare(
 
 
 def require_steps(contender: Contender, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Raise where ours, on a backend that may be a user's own, left out steps: it would be fast."""
+    """Raise if ours, on a backend that may be a user's own, left out steps: it would seem fast."""
     if contender.maker != OURS:
         return
     counts = {int(state["step"]) for state in optimizer.state.values()}
@@ -216,8 +216,8 @@ def _rows(
     for phase, method in (HOST_PHASES if small else DEVICE_PHASES).items():
         turns = REBUILDS if phase in ("first", "loaded") else rounds * (10 if small else 1)
         ours, others = (partial(method, each) for each in (side, other))
-        # Every second round is reversed, so who comes first or last is also who was measured just
-        # before, its data still in caches. Both sides are, equally often; the yardstick never.
+        # As every second round is reversed, who ends a round begins the next one, its data still in
+        # caches. That happens to both sides equally often, and never to the yardstick.
         between = [partial(clock.seconds, yardstick)] if phase in DEVICE_PHASES else []
         own, *its, theirs = take_turns([ours, *between, others], turns)
         rows.append({**identity(task, clock), "phase": phase, **_spread(own)})
@@ -261,7 +261,8 @@ def _spread(times: list[float]) -> dict[str, Any]:
     return {"seconds": median, "q1": q1, "q3": q3, "least": min(times), "rounds": len(times)}
 
 
-SAME = ("set", "algorithm", "dtype", "device", "threads", "phase")  # what peers must agree in
+# What a row and its peers' rows agree in.
+SAME = ("set", "algorithm", "dtype", "device", "threads", "phase")
 
 
 def fill_ratios(rows: list[dict[str, Any]]) -> None:
@@ -280,6 +281,6 @@ def fill_ratios(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         peer = fastest.get(tuple(row[name] for name in SAME))
         if row["maker"] == OURS and peer:
-            # Both took turns with the same baseline, which the drift of a busy machine moves too.
+            # By way of the baseline, which each took turns with: a busy machine slows both alike.
             row["vs_fastest_peer"] = row["vs_torch_fused"] / peer[0]
             row["fastest_peer"] = peer[1]

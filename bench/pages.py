@@ -35,7 +35,7 @@ SERIES = {point for axis in AXES.values() for point in axis}
 
 
 def by_model(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each model, first the one that has the most, of those with as many the largest."""
+    """Rows of each model; first the model with the most rows, of those with as many the largest."""
     found = {name: [row for row in rows if row["set"] == name] for name in reversed(MODELS)}
     return dict(sorted(found.items(), key=lambda one: -len(one[1])))
 
@@ -45,7 +45,7 @@ def lines_of(cells: Cells, names: list[str]) -> list[list[str]]:
 
 
 def of_ours(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Steps of ours on models: with all threads, and with one where that is fewer."""
+    """Rows of our steps with the most threads, and with one thread where that is fewer."""
     ours = [row for row in rows if row["maker"] == OURS and row["phase"] == "step"]
     most = max((row["threads"] for row in ours), default=0)
     chosen, alone = ([row for row in ours if row["threads"] == count] for count in (most, 1))
@@ -151,7 +151,7 @@ def pictures(machines: Iterable[str], kinds: list[str], folder: str) -> list[str
 
 
 def about(content: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """One line: on what machine, with which versions, when; of all runs that rows come from."""
+    """One line on the runs that the rows come from: machine, versions, commits, days."""
     runs = [content["runs"][name] for name in sorted({row["run"] for row in rows})]
     revisions = sorted({run["versions"].get("revision", "") for run in runs})
     changed = {revision.split()[0] for revision in revisions if " " in revision}
@@ -167,8 +167,7 @@ def about(content: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def written(text: str, found: dict[str, dict[str, Any]], folder: Path = ROOT) -> str:
-    """A page that stands in a folder, its blocks as the results of record would have them, those
-    of GPUs first."""
+    """The text of a page in a folder, with blocks made from the results of record, GPUs first."""
     found = dict(sorted(found.items(), key=lambda one: "gpu" not in one[1]["machine"]))
     to = Path(os.path.relpath(OF_RECORD, folder)).as_posix()
     return BLOCK.sub(

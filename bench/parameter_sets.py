@@ -73,7 +73,7 @@ AXES = {  # what the cost of a step grows with
 }
 BUCKET = "-bucket"
 HELP = (
-    f"{', '.join([*MODELS, *UNIFORM])}; a model's name and {BUCKET}: gradients are parts of one "
+    f"{', '.join([*MODELS, *UNIFORM])}; a model's name with {BUCKET}: gradients are parts of one "
     f"buffer, not aligned; TENSORSxELEMENTS or TENSORSxELEMENTS@GROUPS; or a series of those: "
     f"{', '.join(AXES)}"
 )

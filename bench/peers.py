@@ -23,7 +23,7 @@ from fusedstep import testing
 
 from .contenders import ALGORITHMS, Contender, Groups
 
-# Arguments under which peers know hyper-parameters of ours.
+# Peers' arguments, and our hyper-parameters that they take.
 ADAM = {"lr": "lr", "betas": "betas", "eps": "eps"}
 MADGRAD = {"lr": "lr", "momentum": "momentum", "eps": "eps"}
 PLAIN = {"quantize": False, "master_weight_bits": None}
@@ -44,8 +44,8 @@ class Entry:
 class Peer:
     distribution: str
     algorithms: dict[str, Entry]
-    packages: tuple[str, ...] = ()  # whose __init__ is not run
-    compiled: bool = False  # whether its steps are by torch.compile
+    packages: tuple[str, ...] = ()  # their __init__ is not run
+    compiled: bool = False  # whether torch.compile is put around its steps
 
 
 def torch_optim(**how: bool) -> Peer:
@@ -54,8 +54,8 @@ def torch_optim(**how: bool) -> Peer:
 
 
 def compiled(peer: Peer, *algorithms: str) -> Peer:
-    """A peer's steps by ``torch.compile``, of those algorithms that it compiles once: others' are
-    compiled again in each step, or come apart at branches on values and gain nothing."""
+    """A peer with ``torch.compile`` around its steps, for algorithms that need compiling only once:
+    others are compiled again in each step, or break at branches on values and gain nothing."""
     chosen = {name: peer.algorithms[name] for name in algorithms}
     return replace(peer, algorithms=chosen, compiled=True)
 
@@ -95,7 +95,7 @@ PEERS: dict[str, Peer] = {
     "timm": TIMM,
     "timm-compile": compiled(TIMM, "LAMB", "MADGRAD"),
     "madgrad": Peer("madgrad", {"MADGRAD": Entry("madgrad:MADGRAD", MADGRAD)}),
-    # Left to itself it takes Triton only for types in a list of torch's, which Parameter has left.
+    # By default it uses Triton only for types on a list of torch's that no longer has Parameter.
     "torch-optimi": Peer(
         "torch-optimi",
         {name: Entry(f"optimi:{name}", on_gpu={"triton": True}) for name in ("Adam", "AdamW")},
@@ -176,13 +176,13 @@ def contender(name: str, algorithm: str, mode: testing.Mode) -> Contender | None
     def build(groups: Groups) -> torch.optim.Optimizer:
         p = groups[0]["params"][0]
         own = options | (entry.on_gpu if p.is_cuda else {})
-        if peer.compiled:  # a number would be compiled in, and again when a schedule changes it
+        if peer.compiled:  # a number would be compiled in, and anew when a schedule changes it
             own["lr"] = torch.tensor(own["lr"], device=p.device)
         optimizer = _load(peer, entry.place)(groups, **own)
         for attribute, value in entry.attributes.items():
             setattr(optimizer, attribute, value)
         if peer.compiled:
-            torch.compiler.reset()  # of a function torch compiles only so many variants
+            torch.compiler.reset()  # torch compiles only so many variants of a function
             optimizer.step = torch.compile(optimizer.step)
         return optimizer
 

@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
     compiler = _said(os.environ.get("CXX", "c++"), "--version").partition("\n")[0]
     nvcc = re.search(r"V([\d.]+)", _said("nvcc", "--version"))
     revision = _said("git", "rev-parse", "--short=12", "HEAD")
-    # Rows that were recorded a moment ago change nothing that is measured.
+    # Newly recorded rows are left out, as they change nothing that is measured.
     here = ("--", ".", ":!bench/results")
     changed = _said("git", "status", "--porcelain", "--untracked-files=no", *here)
     found = {
@@ -102,7 +102,7 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Both files' rows; of two with one key the new one. Runs without rows are dropped."""
+    """Both files' rows; of two with the same key the new one. Runs without rows are dropped."""
     rows = {key(row): row for row in (*old["rows"], *new["rows"])}
     used = {row["run"] for row in rows.values()}
     runs = {**old["runs"], **new["runs"]}
@@ -127,7 +127,7 @@ def check_place(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole at every time, so that an interruption loses nothing."""
+    """Write a file so that an interruption leaves a whole one, the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     fresh.write_text(text, encoding="utf-8")
@@ -160,10 +160,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def disturbed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a run's rows, those during which something else held a core of the CPU: what all rows do
-    alike took more than twice as long as in another; or torch's fused AdamW moved less than a
-    quarter of what the yardstick did beside it. (It waits for all threads after every tensor, and
-    then takes 20 times as long.) A ratio to that says nothing."""
+    """Rows of a run during which something else held a core of the CPU: either work that all rows
+    share took more than twice as long as in another row, or torch's fused AdamW moved less than a
+    quarter of the yardstick's bytes per second. (It waits for all threads after every tensor, and
+    then takes 20 times as long.) Ratios to such times say nothing."""
     least: dict[tuple, float] = {}
     for row in rows:
         if (seconds := _common(row)) is not None:
@@ -186,7 +186,7 @@ def _place(row: dict[str, Any]) -> tuple:
 
 
 def _common(row: dict[str, Any]) -> float | None:
-    """Seconds of what every row of its kind does on a CPU, whatever its algorithm: the rest of a
+    """Seconds of the work that rows on a CPU share, whatever their algorithm: the rest of a
     training step, or torch's fused step of the same model; None where caches decide."""
     if row["device"] != "cpu":
         return None
@@ -196,7 +196,7 @@ def _common(row: dict[str, Any]) -> float | None:
 
 
 def record(content: dict[str, Any], folder: Path = OF_RECORD) -> Path:
-    """Bring rows into the machine's results of record, unless :func:`disturbed`; others' stay."""
+    """Merge rows that are not :func:`disturbed` into the machine's results of record."""
     path = folder / f"{name_of(content['machine'])}.json"
     dropped = disturbed(content["rows"])
     content = {**content, "rows": [row for row in content["rows"] if row not in dropped]}

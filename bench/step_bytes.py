@@ -35,9 +35,10 @@ def _tensors(state: object) -> Iterator[torch.Tensor]:
 
 
 def moved(optimizer: torch.optim.Optimizer, fades: bool = False) -> int:
-    """What one step reads and writes, after one. Ours says it; of a peer, parameters and states
-    both ways and gradients once, the least that any of them can do. (Of MADGRAD 4 bytes too many
-    for each parameter: x0 is only read, which a peer's state does not show.)"""
+    """What a step reads and writes, once a first one has made the states. Ours reports it; for a
+    peer, parameters and states count both ways and gradients once, the least that any can do. (Of
+    MADGRAD, 4 bytes too many per parameter: x0 is only read, which a peer's state does not show.)
+    """
     params = parameters_of(optimizer)
     if isinstance(optimizer, FusedOptimizer):
         columns = fading(type(optimizer)) if fades else []

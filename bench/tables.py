@@ -101,8 +101,8 @@ def bar(**how: Any) -> Progress:
 
 
 def terminal(rows: list[dict[str, Any]]) -> list[Table]:
-    """One table of large sets, one of small ones, one of training steps; what all lines share
-    stands below."""
+    """One table of large sets, one of small ones, one of training steps; names that all lines share
+    stand below."""
     tables = []
     for cells in (device_cells(rows), host_cells(rows), training_cells(rows)):
         table = Table(box=None, header_style="bold", padding=(0, 1), caption_justify="left")

@@ -44,7 +44,7 @@ class Loop:
         self.model(input_ids=self.inputs, labels=self.labels).loss.backward()
 
     def seconds(self) -> tuple[float, float]:
-        """Of a step: in all, and the optimizer's."""
+        """Of a training step: all of it, and the optimizer's part."""
         before = self.clock.seconds(self.gradients)
         own = self.clock.seconds(self.optimizer.step)
         return before + own, own

@@ -2,9 +2,9 @@
 
     python examples/pretrain_bert.py                                  MAdam, Python's documentation
     python examples/pretrain_bert.py --optimizer lamadam --option "beta2_range=(0.5, 0.999)"
-    python examples/pretrain_bert.py --optimizer torch.optim.AdamW    any other, for comparison
+    python examples/pretrain_bert.py --optimizer torch.optim.AdamW    any other optimizer
     python examples/pretrain_bert.py --text book.txt notes/           text of your own
-    python examples/pretrain_bert.py --resume                         after an interruption
+    python examples/pretrain_bert.py --resume                         go on after an interruption
 
 The defaults follow the MaxVA paper's setting for BERT: MAdam (its Algorithm 1), weight decay 0.1,
 gradients clipped to norm 1, linear warm-up, then linear decay. They take a few minutes on two CPU
@@ -24,7 +24,7 @@ from pretrain.options import Refusal, parse_options
 def main() -> int:
     options = parse_options(__doc__)
     try:
-        # torch takes seconds to load, which --help and a mistyped option need not wait for.
+        # Imported late: --help and mistyped options need not wait the seconds that torch takes.
         from pretrain.report import write_report
         from pretrain.training import pretrain
 

@@ -149,7 +149,7 @@ def score_targets(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def held_out_metrics(scores: EvalPrediction, log_probs: np.ndarray) -> dict[str, float]:
-    """Means over the masked tokens of the held-out set, the unigram line over the very same."""
+    """Means over the masked tokens of the held-out set; the unigram line is over the same."""
     targets = scores.label_ids != NOT_A_TARGET
     losses, hits = scores.predictions[targets].astype(np.float64).T
     return {

@@ -13,7 +13,7 @@ from .options import Refusal
 
 
 class Setting(NamedTuple):
-    """What a run takes where the command line says nothing: found by a few short runs."""
+    """Defaults for what the command line leaves out, found by a few short runs."""
 
     lr: float = 3e-3
     weight_decay: float = 0.1
@@ -75,7 +75,7 @@ def is_fused(optimizer_class: type[Optimizer]) -> bool:
 
 
 def complete(options: Namespace, optimizer_class: type[Optimizer]) -> None:
-    """Fill in what the command line left to the optimizer."""
+    """Fill in the optimizer's defaults for what the command line leaves out."""
     known = is_fused(optimizer_class)
     setting = SETTINGS.get(optimizer_class.__name__, Setting()) if known else Setting()
     if options.lr is None:
@@ -89,7 +89,7 @@ def complete(options: Namespace, optimizer_class: type[Optimizer]) -> None:
 
 
 def try_optimizer(optimizer_class: type[Optimizer], options: Namespace, device: torch.device):
-    """One step on a tiny layer, so that a wrong argument is told now and in one line."""
+    """One step on a tiny layer, so that a wrong argument is reported now and in one line."""
     layer = torch.nn.Linear(2, 2, device=device)
     layer(torch.ones(1, 2, device=device)).sum().backward()
     groups = [

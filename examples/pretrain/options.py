@@ -82,14 +82,14 @@ def add_text_and_model(add: Callable[..., Any]) -> None:
 
 
 def add_optimizer_and_schedule(add: Callable[..., Any]) -> None:
-    optimizer = "a class of fusedstep in any case, or a dotted path such as torch.optim.AdamW"
+    optimizer = "a class of fusedstep (case is ignored), or a path such as torch.optim.AdamW"
     add("--optimizer", default="madam", metavar="NAME", help=f"{optimizer} [%(default)s]")
-    suits = "or what suits the optimizer"
+    suits = "or as preset for the optimizer"
     rate = f"highest learning rate [3e-3, {suits}]"
     add("--lr", type=real(0, 1e3), metavar="RATE", help=rate)
-    decay = f"of weight matrices; biases and layer norms have none [0.1, {suits}]"
+    decay = f"weight decay of matrices; biases and layer norms have none [0.1, {suits}]"
     add("--weight-decay", type=real(0, 1), metavar="DECAY", help=decay)
-    option = "one more argument of the optimizer, as beta1=0.95; may be repeated"
+    option = "another argument of the optimizer, such as beta1=0.95; may be repeated"
     add("--option", type=assignment, action="append", default=[], metavar="NAME=VALUE", help=option)
     batch = "blocks in a step [%(default)s]"
     add("--batch-size", type=whole(1, 65536), default=32, metavar="N", help=batch)
@@ -97,18 +97,18 @@ def add_optimizer_and_schedule(add: Callable[..., Any]) -> None:
     add("--steps", type=whole(1, 10**9), default=1500, metavar="N", help=steps)
     warmup = "share of the steps in which the rate rises; then it falls to 0 [%(default)s]"
     add("--warmup", type=real(0, 1), default=0.1, metavar="SHARE", help=warmup)
-    seed = "of weights and of the order of batches [%(default)s]"
+    seed = "seed of weights and of the order of batches [%(default)s]"
     add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help=seed)
 
 
 def add_run(add: Callable[..., Any]) -> None:
-    output = "for checkpoints, picture and results [%(default)s]"
+    output = "folder for checkpoints, picture and results [%(default)s]"
     add("--output", type=Path, default=Path("build/pretrain"), metavar="FOLDER", help=output)
-    save = "between checkpoints [%(default)s]"
+    save = "steps between checkpoints [%(default)s]"
     add("--save-every", type=whole(1, 10**9), default=500, metavar="STEPS", help=save)
-    stop = "save a checkpoint and end there; --resume goes on with the same schedule"
+    stop = "save a checkpoint at this step and end; --resume goes on with the same schedule"
     add("--stop-after", type=whole(1, 10**9), metavar="STEP", help=stop)
     resume = "go on from the last checkpoint in the output folder, bit for bit"
     add("--resume", action="store_true", help=f"{resume}; give the other options as before")
-    device = "auto takes a GPU when there is one [%(default)s]"
+    device = "auto: a GPU if there is one [%(default)s]"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=device)

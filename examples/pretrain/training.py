@@ -42,7 +42,7 @@ from .output_folder import check_same_run, last_checkpoint, start_run
 CLIP_NORM = 1.0
 EVAL_BATCH = 64  # masks belong to batches: another size would be another held-out set
 LOG_POINTS, EVAL_POINTS = 300, 15
-# Options that may differ when a run is resumed; of the text, the blocks made from it may not.
+# Options that may differ when a run is resumed; text may move, but its blocks must be the same.
 OF_THE_MOMENT = {"device", "output", "resume", "stop_after", "text"}
 
 
@@ -77,9 +77,9 @@ def pretrain(options: Namespace) -> dict[str, Any]:
 def pick_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
-    # One GPU: Trainer would spread the batch over all it can see.
+    # Show it one GPU: Trainer would spread the batch over all.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    # Equal runs have equal bits on a GPU with deterministic kernels only.
+    # On a GPU, equal runs have equal bits only with deterministic kernels.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not torch.cuda.is_available():
         if name == "auto":
@@ -109,7 +109,7 @@ def load_blocks(options: Namespace) -> tuple[Tokenizer, Split]:
 
 
 def describe_run(options: Namespace, optimizer_name: str, split: Split) -> dict[str, Any]:
-    """What has to stay the same for a resumed run to be the uninterrupted one."""
+    """What must stay the same for a resumed run to equal the uninterrupted one."""
     run = {name: value for name, value in vars(options).items() if name not in OF_THE_MOMENT}
     run["optimizer"] = optimizer_name
     run["option"] = [f"{name}={value}" for name, value in options.option]

@@ -14,7 +14,7 @@ from .version import __version__
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fusedstep", description=__doc__)
     parser.add_argument("command", nargs="?", choices=["verify"], help="compare all backends' bits")
-    parser.add_argument("--seconds", type=float, help="to verify for; default: 12")
+    parser.add_argument("--seconds", type=float, help="how long to verify; default: 12")
     chosen = parser.parse_args()
     seconds = 12.0 if chosen.seconds is None else chosen.seconds
     if not seconds > 0:
