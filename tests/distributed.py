@@ -29,9 +29,9 @@ def _enter(rank, world, port, function, args):
     store = dist.TCPStore("localhost", port)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     function(*args)
-    dist.barrier()  # none goes while another still hears from it
+    dist.barrier()  # none ends while another still needs it
     dist.destroy_process_group()
-    os._exit(0)  # where the interpreter ends, a thread of torch's aborts the process now and then
+    os._exit(0)  # at the interpreter's own exit a thread of torch's may abort the process
 
 
 def distribute(tensors, mesh, layouts):
@@ -45,7 +45,7 @@ def distribute(tensors, mesh, layouts):
 
 
 def give_parts(params, whole):
-    """The gradients of whole parameters to distributed ones."""
+    """Give distributed parameters the gradients of the whole ones."""
     for p, w in zip(params, whole, strict=True):
         p.grad = w.grad
         if isinstance(p, DTensor):
@@ -68,8 +68,8 @@ def parts(mesh, *cut, **how):
 
 
 def give_sixteenths(params, seed=0):
-    """Gradients whose squares are summed without rounding, in any order, and so are those of their
-    inverses when a sixteenth is added: 1, 3, 7, ... 63 sixteenths of either sign."""
+    """Gradients of 1, 3, 7, ... 63 sixteenths of either sign. Their squares are summed without
+    rounding, in any order, and so are the squares of 1 / (|g| + 1/16)."""
     generator = torch.Generator().manual_seed(seed)
     for p in params:
         power = 2 ** torch.randint(1, 7, p.shape, generator=generator)
@@ -78,7 +78,7 @@ def give_sixteenths(params, seed=0):
 
 
 def gathered(optimizer, params):
-    """What `stored` gives, of the whole tensors."""
+    """What `stored` gives, with whole tensors."""
     found = stored(optimizer, params)
     return {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in found.items()}
 

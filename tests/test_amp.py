@@ -31,7 +31,7 @@ def skip(optimizer, params, found_inf):
     assert_same(stored(optimizer, params), want)
 
 
-# Scalers add what devices have found, so it may be 2; and it need not be a whole number.
+# Scalers add up what devices have found, so found_inf may be 2; it need not be whole either.
 FOUND = [1e-3, 1.0, 2.0, float("inf"), float("nan")]
 
 
@@ -51,7 +51,7 @@ def test_any_found_inf_skips_everything(cls, backend, device):
 
 @on_every_backend
 def test_a_scale_of_another_dtype(cls, backend, device):
-    """It would be read as a float32."""
+    """Its memory would be read as a float32."""
     results = []
     for dtype in (torch.float32, torch.float64):
         params = model(device=device)
@@ -247,7 +247,7 @@ def test_one_flattened_parameter_leaves_unscaling_to_the_scaler():
 
 
 def test_triton_compiles_for_a_scale_only_what_reads_gradients(monkeypatch):
-    """Else a CUDA graph that captures another pass with its first scaler would have to load it."""
+    """Else capturing the first step with a scaler would have to load other kernels, too."""
     if reason := BACKENDS["triton"].why_not(torch.device(device_of("triton"))):
         pytest.skip(reason)
     given = []

@@ -33,7 +33,7 @@ def test_a_backend_that_cannot_serve_the_device_says_why():
 
 @pytest.fixture
 def a_gpu(monkeypatch):
-    """For the backends there is one."""
+    """Let the backends find a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
@@ -87,7 +87,7 @@ def test_every_instruction_set_has_kernels_of_its_own():
 
 
 def test_other_threads_run_while_a_kernel_does(monkeypatch):
-    """Those that load data would wait for every step."""
+    """Otherwise threads that load data would wait for every step."""
     params = model((1 << 21,))
     give_gradients(params)
     optimizer, apply, interval = fusedstep.AdamW(params), CpuBackend.apply, sys.getswitchinterval()
@@ -106,7 +106,7 @@ def test_other_threads_run_while_a_kernel_does(monkeypatch):
     monkeypatch.setattr(CpuBackend, "apply", counted)
     other = threading.Thread(target=run)
     other.start()
-    sys.setswitchinterval(60.0)  # nobody lets others run who is not about to wait
+    sys.setswitchinterval(60.0)  # a thread lets others run only when it is about to wait
     try:
         for _ in range(10):
             optimizer.step()

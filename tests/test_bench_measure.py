@@ -66,7 +66,7 @@ def test_turns_are_fair_and_end():
 
 
 def rows_on_a_still_clock(name, contender, monkeypatch):
-    """Rows where only steps move the clock, two of five by far too little or much; the steps."""
+    """Rows and steps where steps alone move the clock, two of five by far too little or much."""
     now, order, cost = 0.0, [], {"fusedstep": 2.0, "torch-fused": 6.0, "yardstick": 4.0}
     stray = {maker: cycle([1.0, 1.0, 0.1, 1.0, 9.0]) for maker in cost}
 
@@ -132,7 +132,7 @@ def test_gradients_in_a_bucket_are_not_aligned(mode, monkeypatch):
 
 
 def test_no_side_finds_its_data_in_caches_more_often_than_the_other(monkeypatch):
-    """A side that is measured twice in a row finds it there the second time."""
+    """A side that is measured twice in a row finds them there the second time."""
     _, order, _ = rows_on_a_still_clock("2x2000", ADAMW, monkeypatch)
     again = [a for a, b in pairwise(order[6:33]) if a == b]
     assert again.count("fusedstep") == again.count("torch-fused") > 0 == again.count("yardstick")

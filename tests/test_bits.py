@@ -15,9 +15,8 @@ from fusedstep.testing import CASES, MODES, SHAPES
 from tests import emulation
 from tests.conftest import TESTED_BACKENDS, device_of
 
-# Run by threads that stand for a GPU's, interpreted, compiled for each combination, or sanitized:
-# every case, mode and shape set is there, but not every combination. `pytest --full-matrix` adds
-# the rest.
+# Emulated by threads, interpreted, compiled for each combination, or sanitized: every case, mode
+# and shape set runs there, but not every combination. `pytest --full-matrix` adds the rest.
 SLOW = {"cuda-emulated", "triton", *(["cpu"] if emulation.SANITIZERS else [])}
 # cases that see more: two states, the most states, sums by group, two passes and clipping
 WITNESSES = ("adamw", "lamadam-released-amsgrad", "avagrad-released", "lamb")

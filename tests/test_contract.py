@@ -108,7 +108,7 @@ def test_both_forms_are_in_the_bit_matrix(cls):
 
 
 def variants(rule):
-    """Those that are compiled."""
+    """The variants of a rule that are compiled."""
     found = []
     with pytest.raises(RuntimeError, match="kernel"):
         for variant in count():

@@ -132,7 +132,7 @@ def test_lightning_with_a_scaler_clips_in_the_step():
 
 
 def forget_accelerators():
-    """What Accelerate keeps between accelerators, a Trainer's too."""
+    """Forget what Accelerate keeps between accelerators, a Trainer's too."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -191,7 +191,7 @@ def sharded_by_accelerate(cls, folder, state_dict_type, resume):
 
 
 def accelerate_shards_saves_and_goes_on(folder):
-    # Of processes without GPUs it never shards a model: it is told that these have some.
+    # It never shards over processes without GPUs, so it is told that these have some.
     backend = mock.patch.object(
         PartialState, "_prepare_backend", lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     )

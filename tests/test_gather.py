@@ -1,4 +1,4 @@
-"""What csrc/gather.h looks at in every step: what is as planned goes the fast way, and no other."""
+"""What csrc/gather.h looks at in every step: only what is as planned goes the fast way."""
 
 import fusedstep
 import pytest
@@ -50,7 +50,7 @@ TOLD = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_exchanged_under_its_tensor_is_not_as_planned(change):
-    """At the same address and alike in all but one, so that nothing else tells."""
+    """The new one has the same address and differs in one thing, so that nothing else tells."""
     dtype, exchange = CHANGES[change]
     near = torch.ones(16, dtype=dtype)
     p = torch.nn.Parameter(near[:4])

@@ -67,7 +67,7 @@ def test_what_a_user_keeps_in_a_group_stays_as_it_is():
 
 
 def test_a_momentum_of_0_stays_a_number():
-    """It chooses a kernel with less memory, for good."""
+    """It selects, once and for all, a kernel that needs less memory."""
     optimizer = fusedstep.MADGRAD(model(), momentum=0.0, capturable=True)
     group = optimizer.param_groups[0]
     assert group["momentum"] == 0.0 and not isinstance(group["momentum"], torch.Tensor)
@@ -234,7 +234,7 @@ def test_what_is_only_recorded_brings_no_sums():
 
 @pytest.fixture
 def table(monkeypatch):
-    """A table that believes its device to be elsewhere."""
+    """A table that takes its device for another than the host."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     table = StepTable(3, torch.device("cpu"))
     table.shared, table.host = False, torch.zeros(3, dtype=torch.int64)
@@ -284,7 +284,7 @@ def test_a_table_that_was_sent_under_inference_mode_can_be_captured_outside(tabl
 
 @every_class
 def test_options_that_are_tensors_reach_kernels_themselves(cls):
-    """What was computed from one would not follow it."""
+    """A value computed from one would not follow its changes."""
     optimizer = cls([torch.nn.Parameter(torch.ones(1))])
     (group,) = optimizer.param_groups
     for name in optimizer.defaults.keys() - {"max_grad_norm", "algorithm"}:

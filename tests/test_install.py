@@ -1,4 +1,4 @@
-"""Installing and importing where something is missing: it works without, or says what to do."""
+"""Installing and importing where something is missing: it works without it, or says what to do."""
 
 import os
 import shutil
@@ -217,7 +217,7 @@ def test_a_source_archive_has_all_but_what_is_gits(tmp_path):
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_registering_kernels_computes_nothing():
-    """It is compiled for every instruction set, and runs before the processor is asked for its."""
+    """It is compiled for every instruction set, and runs before the processor's is known."""
     command = ["c++", "-std=c++17", "-Icsrc", "-S", "-o", "-", "csrc/cpu/grad_norm.cpp"]
     code = subprocess.check_output(command, cwd=ROOT, text=True)
     assert "register_kernel" in code and "__cxa_guard" not in code
@@ -250,7 +250,7 @@ def test_without_native_code_the_rest_works_and_the_reason_is_told():
 
 
 def test_triton_is_imported_when_it_is_needed_and_interprets_from_then_on():
-    """It takes as long as all else; and it reads TRITON_INTERPRET itself."""
+    """Its import takes as long as all else, and reads TRITON_INTERPRET."""
     program = """
 import os, sys, fusedstep, torch
 assert "triton" not in sys.modules

@@ -65,7 +65,7 @@ def one_step(cls, backend, device, layouts):
 
 @on_every_backend
 def test_a_gradient_may_have_any_layout(cls, backend, device):
-    """As with one laid out like its parameter, whose own layout only norms see (N7)."""
+    """It acts like one laid out as its parameter, whose layout affects only norms (N7)."""
     pairs = list(product(LAYOUTS, [*LAYOUTS, gaps]))
     got = one_step(cls, backend, device, pairs)
     assert_same(got, one_step(cls, "cpu", "cpu", [(layout, layout) for layout, _ in pairs]))
@@ -98,7 +98,7 @@ def test_a_gradient_may_be_a_negated_view(values, backend, device):
 
 
 def test_numbers_and_states_may_not_be_negated_in_memory(backend, device):
-    """A scale is read as it is meant, and a state copied; a rate, which is followed, refused."""
+    """A scale is read by value and a state copied; a rate, whose memory is followed, is refused."""
     (p, q) = (torch.nn.Parameter(torch.ones(3, device=device)) for _ in range(2))
     optimizers = [fusedstep.AdamW([t], backend=backend) for t in (p, q)]
     for t, optimizer in zip((p, q), optimizers, strict=True):
@@ -232,7 +232,7 @@ def ways(monkeypatch):
 
 @pytest.mark.parametrize("cls", [fusedstep.LAMB, fusedstep.AvaGrad, fusedstep.AdamW])
 def test_a_gradient_that_is_not_aligned_holds_up_no_other_column(cls, ways):
-    """Nor LAMB's second pass and AvaGrad's survey, which do not read it."""
+    """Nor does it hold up LAMB's second pass and AvaGrad's survey, which do not read it."""
     p = torch.nn.Parameter(torch.ones(4096))
     p.grad = torch.ones(4097)[1:]
     cls([p], backend="triton").step()
@@ -244,7 +244,7 @@ def test_a_gradient_that_is_not_aligned_holds_up_no_other_column(cls, ways):
 
 @pytest.mark.parametrize("place", ["grad", "param", "exp_avg"])
 def test_a_column_8_bytes_beside_a_boundary_is_not_aligned(place, ways):
-    """No processor minds here, and a GPU does."""
+    """CPUs do not mind, but a GPU does."""
     beside = torch.ones(4098)[2:]
     p = torch.nn.Parameter(beside if place == "param" else torch.ones(4096))
     p.grad = beside if place == "grad" else torch.ones(4096)

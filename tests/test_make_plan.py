@@ -25,7 +25,7 @@ from tests.training import (
 @pytest.mark.parametrize("where", ["a state", "a table"])
 @every_class
 def test_what_ends_it_loses_nothing(cls, where, monkeypatch):
-    """Memory that does not suffice, or an interrupt from the keyboard."""
+    """What ends it: too little memory, or an interrupt from the keyboard."""
     params = model()
     optimizer = cls(params)
     give_gradients(params[:1])
@@ -95,7 +95,7 @@ def test_sums_that_were_left_half_done_are_not_gone_on_with(cls, monkeypatch):
 
 
 def test_a_missing_kernel_is_told_before_another_moves_anything():
-    """As of a build that is older than the Python files."""
+    """As with a build that is older than the Python files."""
 
     class Newer(fusedstep.DelayedAdam):
         def variant(self, group):
@@ -125,7 +125,7 @@ def test_another_backend_is_taken_up(monkeypatch):
     "name, values", [("state_dtype", (None, torch.bfloat16)), ("master_weights", (False, True))]
 )
 def test_options_that_are_attributes_may_change(cls, name, values):
-    """A step with another choice is that of an optimizer made with it."""
+    """After the change, a step is that of an optimizer made with the new value."""
     for before, after in (values, values[::-1]):
         params, others = (model((400,), dtype=torch.bfloat16) for _ in range(2))
         optimizer = cls(params, lr=0.3, **{name: before})
@@ -157,7 +157,7 @@ def test_what_is_no_choice_is_refused_at_once(name, value):
 
 
 def test_a_step_on_another_stream_has_tables_of_its_own(monkeypatch):
-    """Those of the old plan go back to the old stream: another may still read them."""
+    """The old plan's go back to the old stream: a launch there may still read them."""
     current = "one"
     monkeypatch.setattr(gather, "_streams", lambda devices: dict.fromkeys(devices, current))
     params = model()
@@ -266,7 +266,7 @@ def test_an_eps_that_a_parameters_new_dtype_rounds_to_nothing(cls):
 
 
 def test_no_class_needs_a_group():
-    """Whoever takes all of them out."""
+    """A user may take all of them out."""
     for cls in CLASSES:
         optimizer = cls(model())
         optimizer.param_groups.clear()

@@ -13,7 +13,7 @@ from tests.training import every_class, give_gradients, model, no_warning, train
 
 @every_class
 def test_a_master_may_be_given_before_the_first_step(cls):
-    """As the float32 weights that 16-bit ones were rounded from: the step is theirs."""
+    """Such as float32 weights that the 16-bit ones were rounded from: the step updates those."""
     wide, narrow = model(), model(dtype=torch.bfloat16)
     a, b = cls(wide), cls(narrow, master_weights=True)
     for p, q in zip(wide, narrow, strict=True):
@@ -164,7 +164,7 @@ def test_a_warning_that_is_an_error_is_one_again():
 
 
 def test_masters_are_compared_only_where_somebody_wrote(monkeypatch):
-    """Whoever compares waits for the device."""
+    """A comparison waits for the device."""
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)
     plain = fusedstep.AdamW(wide := model(), master_weights=True)
@@ -193,7 +193,7 @@ def test_what_a_step_does_not_undo_is_not_told():
         train(plain, wide, 1)
         kept = [p.detach().clone() for p in params]
         load_threes(params)
-        with torch.no_grad():  # as who evaluates averaged weights puts the others back
+        with torch.no_grad():  # as after evaluating averaged weights
             torch._foreach_copy_(params, kept)
         train(optimizer, params, 1)
         load_threes(params[-1:])

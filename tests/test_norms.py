@@ -49,7 +49,7 @@ def test_a_norm_is_summed_without_those_that_have_no_gradient_yet(backend, devic
 
 @pytest.mark.parametrize("name, value", [("eps", 0.5), ("skip_zero_second_moment", True)])
 def test_avagrads_mean_is_by_the_options_of_its_step(name, value, backend, device):
-    """In the paper form, not by those of the step before, which has summed it."""
+    """In the paper form the step before has summed it, by options that may have changed."""
     (p,), (q,) = (parameters([300], device) for _ in range(2))
     a = fusedstep.AvaGrad([p], backend=backend, eps=0.1)
     p.grad[:100] = 0.0
@@ -90,7 +90,7 @@ def test_terms_1024_chunks_apart_are_added_before_all_others(backend, device):
 
 @pytest.mark.parametrize("value, want", [(0.0, [9.0, 9.0]), (1e30, [0.0, 9.0])], ids=str)
 def test_a_mean_stays_only_where_no_coordinate_is_counted(value, want, backend, device):
-    """Not where the sum is zero, too: it is that of infinite second moments."""
+    """Not also where the sum is 0, as it is for infinite second moments."""
     (p,) = parameters([9], device)
     options = {"betas": (0.0, 0.0), "eps": 0.5, "form": "released"}
     optimizer = fusedstep.AvaGrad([p], backend=backend, skip_zero_second_moment=True, **options)
@@ -161,7 +161,7 @@ def test_a_step_whose_norm_is_not_finite_is_skipped(max_grad_norm, cls, backend,
     [(0.0, 1.0, True), (math.nan, 0.0, True), (math.nan, None, True), (1e30, 0.0, False)],
 )
 def test_a_scalers_flag_skips_too(bad, found_inf, skips, backend, device):
-    """The square of 1e30 is no float32, but the norm is finite."""
+    """The square of 1e30 overflows float32, but the norm is finite."""
     (p,) = params = parameters([30], device)
     optimizer = fusedstep.AdamW(params, backend=backend, skip_nonfinite=True)
     before, p.grad[7] = p.detach().clone(), bad
@@ -216,7 +216,7 @@ def test_kernels_write_sums_of_parts_and_read_joined_ones(
     join, found = Sums.join, []
 
     def join_with_another(sums):
-        """As with a process that holds as much."""
+        """As if another process held as much."""
         for result in sums.results:
             result.mul_(2)
         join(sums)

@@ -105,7 +105,7 @@ class Flushing:
 
 
 class Rounding:
-    """To nearest, or in another direction by this processor's number."""
+    """Rounding to nearest, or in another direction, by this processor's number for it."""
 
     def __init__(self, direction):
         self.direction, self.libm = direction, ctypes.CDLL(ctypes.util.find_library("m"))

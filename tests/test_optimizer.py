@@ -111,7 +111,7 @@ def test_what_others_keep_for_a_frozen_parameter_makes_no_state(cls):
 
 @every_class
 def test_a_parameter_whose_memory_another_took_over_may_stay_if_it_is_idle(cls):
-    """As what was normed (`weight_norm` in the middle of training), or a `Parameter(old.data)`."""
+    """As after `weight_norm` in the middle of training, or with a `Parameter(old.data)`."""
     old, other = params = model((5,), (3,))
     optimizer = cls(params)
     train(optimizer, params, 1)
@@ -195,7 +195,7 @@ def test_numbers_of_any_kind_and_size_are_taken_without_a_warning(backend, devic
 
 
 class ListConfig(UserList):
-    """As Hydra's configurations have lists: a sequence that is no list."""
+    """A sequence that is no list, like the lists in Hydra's configurations."""
 
 
 @every_class

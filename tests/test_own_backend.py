@@ -24,7 +24,7 @@ EXAMPLES = ("adamw-capturable", "lamadam-faded", "madgrad-paper", "lamb")
 
 @pytest.fixture(autouse=True)
 def known():
-    """What a test registers is forgotten after it."""
+    """Forget, after each test, what it registered."""
     before = dict(BACKENDS)
     yield
     BACKENDS.clear()
@@ -41,7 +41,7 @@ class Level(CpuBackend):
 
 @pytest.mark.parametrize("mine", [Tensors, Level])
 def test_a_registered_backend_takes_steps(mine):
-    """The second, too, of one that takes tensors: a plan keeps them for it."""
+    """Also the second step of one that takes tensors, which a plan keeps for it."""
     register(mine())
     runs = {}
     for name in (mine.name, "reference"):
@@ -91,7 +91,7 @@ def test_one_that_lacks_a_function_cannot_be_made():
 
 
 def test_tensors_that_were_not_asked_for_are_missed():
-    """A backend that went over none of them would take no second step, unseen."""
+    """A backend that went over none of them would leave out the second step unseen."""
 
     class Forgetful(Tensors):
         name, takes_tensors = "forgetful", False
@@ -118,7 +118,7 @@ def test_one_that_was_pickled_elsewhere_is_missed_by_name():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Holds the files of the page."""
+    """A folder with the files of the page."""
     add_named_blocks(ROOT / "docs" / "kernels.md", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "persistent", raising=False)  # another test's
@@ -170,7 +170,7 @@ def test_the_pages_triton_kernel_is_measured(folder, capsys):
 
 
 def test_one_that_leaves_out_steps_is_not_measured(tmp_path, capsys):
-    """It would be the fastest."""
+    """Otherwise it would be the fastest."""
 
     class Idle(Tensors):
         name = "idle"

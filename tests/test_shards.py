@@ -158,7 +158,7 @@ def a_fully_sharded_model_trains(folder):
         assert_same(gathered(optimizer, params), stored(of, whole))
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is")  # says the checkpoint: so it is meant
+@pytest.mark.filterwarnings("ignore:torch.distributed is")  # the checkpoint warns, as intended
 def test_a_fully_sharded_model_trains(tmp_path):
     spawn(a_fully_sharded_model_trains, tmp_path)
     for cls in WITHOUT_SUMS:  # what two processes have saved, one loads
@@ -249,7 +249,7 @@ def test_parts_are_found_without_python(alone, monkeypatch):
         monkeypatch.setattr(Gatherer, "_gather_each", None)
     params[0].grad = distribute_tensor(whole[0].grad, alone, [Replicate()])
     with pytest.raises(TypeError, match="not callable"):
-        optimizer.step()  # cut in another way than its parameter: Python's business
+        optimizer.step()  # cut unlike its parameter: Python handles it
 
 
 def test_a_plan_keeps_no_part_alive(alone):

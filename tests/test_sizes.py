@@ -141,7 +141,7 @@ def test_a_first_step_takes_time_in_proportion_to_the_tensors(cls):
 
 
 def test_planning_asks_little_of_each_tensor():
-    """By the number of calls, as times depend on the machine."""
+    """Measured in calls, as times depend on the machine."""
 
     def calls(tensors):
         params, found = model(*[(3,)] * tensors), []

@@ -97,7 +97,7 @@ def test_every_stored_state_has_its_dtype(case, mode):
 
 
 def with_torchs_counts(saved):
-    """By the line that docs/algorithms/adamw.md gives."""
+    """Convert by the line that docs/algorithms/adamw.md gives."""
     saved["state"] = {i: {**s, "step": s["step"].float()} for i, s in saved["state"].items()}
     return saved
 
@@ -152,7 +152,7 @@ def test_notes_in_a_state_that_are_no_parameters_stay():
 
 
 def test_notes_in_a_parameters_state_follow_its_device():
-    """As the slow weights that Lookahead keeps there; torch moves them, too."""
+    """Such as the slow weights that Lookahead keeps there; torch moves them, too."""
     params = model()
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)

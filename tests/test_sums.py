@@ -264,7 +264,7 @@ def test_madgrads_k_is_that_of_parameters_in_use():
 
 
 def test_many_stretches_of_a_norm_are_added_in_few_operations(alone):
-    """As where some parameters of each layer are cut, and some are whole."""
+    """As where some parameters of each layer are sharded and some are whole."""
     axes = [(), (Axis(alone, 0),)] * 50
     norm = Norm([5] * 100, axes, range(100), torch.device("cpu"))
     for i, result in enumerate(norm.results):

@@ -200,7 +200,7 @@ def test_a_hook_may_exchange_the_arguments():
 
 
 def test_hooks_run_within_a_step_that_was_put_in_its_place(monkeypatch):
-    """As torch's do: it wraps the step of a class whose optimizer it builds, and no other."""
+    """As torch's do: torch wraps the step of a class when it builds an optimizer of it."""
     (p,), told = model((3,)), []
     optimizer = fusedstep.AdamW([p])
     optimizer.register_step_pre_hook(lambda *_: told.append("pre"))

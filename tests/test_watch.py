@@ -22,7 +22,7 @@ def either_watch(request, monkeypatch):
 
 
 def exchange_names(group):
-    """Of the first and last entry, whose values stay in their order."""
+    """Exchange the names of the first and last entry; the values stay in their order."""
     values, (first, *names, last) = list(group.values()), group
     group.clear()
     group.update(zip((last, *names, first), values, strict=True))
@@ -43,7 +43,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_watch_sees_what_changes_at_any_depth(change, either_watch):
     class Pair(list):
-        """Of a kind of its own, and a list."""
+        """A list of a type of its own."""
 
     tree = [
         {"params": [object()], "lr": 0.5, "betas": (0.5, 0.25)},
@@ -70,7 +70,7 @@ def test_a_watch_compares_no_tensors(either_watch):
 
 
 def test_others_notes_in_states_end_no_plan(either_watch):
-    """As sharpness-aware minimisation keeps its perturbation there, a new tensor in each step."""
+    """Such as the perturbation that sharpness-aware minimisation keeps there, new in each step."""
     params, others = model(), model()
     optimizer, twin = fusedstep.MAdam(params), fusedstep.MAdam(others)
     train(optimizer, params, 1)
@@ -157,7 +157,7 @@ def test_a_tree_without_an_end_is_an_error(either_watch):
 @pytest.mark.parametrize("form", ["paper", "released"])
 @every_class
 def test_a_plan_keeps_no_state_alive(cls, form):
-    """Whoever offloads states frees their memory, and does not wait for the next step to do so."""
+    """Offloading states frees their memory at once, not only in the next step."""
 
     def stepped():
         params = model(dtype=torch.bfloat16)

@@ -23,7 +23,7 @@ from tests.training import (
 
 @on_every_backend
 def test_backward_through_what_a_step_changed_is_an_error(cls, backend, device):
-    """A loss of before the step would be differentiated at weights of after it."""
+    """A loss from before the step would be differentiated at the weights after it."""
     params = model(device=device)
     optimizer = cls(params, backend=backend)
     for _ in range(2):

@@ -18,8 +18,8 @@ CLASSES = sorted({case.cls for case in testing.CASES}, key=lambda cls: cls.__nam
 WITHOUT_SUMS = [cls for cls in CLASSES if not facts(cls.rule, 0).SUMS]
 every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__.lower())
 
-# The interpreter takes long for a launch: of Triton one class with one pass, and one with sums,
-# two passes and clipping. The bit matrix has all of them.
+# Triton's interpreter takes long for a launch: only one class with one pass, and one with sums, two
+# passes and clipping. The bit matrix has all of them.
 on_every_backend = pytest.mark.parametrize(
     "cls, backend",
     [
@@ -36,7 +36,7 @@ def name_of(value):
 
 
 def arguments(cls):
-    """What its constructor takes beside parameters and where and how to compute, with defaults."""
+    """A constructor's arguments and defaults, but for parameters and where and how to compute."""
     names = {*inspect.signature(cls).parameters, *Options.__annotations__}
     return {name: value for name, value in cls(model()).defaults.items() if name in names}
 
@@ -79,7 +79,7 @@ def imaginary_part(values, device="cpu"):
 
 
 def root(value):
-    """As torch takes it, which on some processors is not the nearest float64."""
+    """The root as torch computes it, which on some processors is not the nearest float64."""
     return torch.tensor(value, dtype=torch.float64).sqrt()
 
 
