@@ -273,7 +273,7 @@ def test_what_is_seen_has_the_factor_within_its_spread():
 
 
 def test_the_slow_side_may_take_each_step_twice(monkeypatch):
-    """As it does on a GPU."""
+    """As the slow side does on a GPU."""
     clock = device.Cpu()
     monkeypatch.setattr(clock, "twice", lambda step: (step(), step()))
     monkeypatch.setattr(checking, "ROUNDS", 5)
