@@ -53,8 +53,9 @@ const Kernel& find_kernel(const char* kind, const std::string& rule, unsigned va
   for (const Kernel* k = first_kernel<Kernel>(); k != nullptr; k = k->next)
     if (k->rule == rule && k->variant == variant && k->float64 == float64 && fits(*k)) return *k;
   throw std::runtime_error(std::string("no ") + kind + " kernel " + rule + ", variant " +
-                           std::to_string(variant) + where + " in this build; if its files are " +
-                           "there, run `pip install .` again");
+                           std::to_string(variant) + where +
+                           " in this build; if its file is there and registers this rule, " +
+                           "run `pip install .` again");
 }
 
 const CpuKernel& cpu_kernel(const std::string& rule, unsigned variant, bool float64,

@@ -127,6 +127,7 @@ def test_a_rule_moves_what_its_facts_say(rule):
         sums, out = ([np.ones(own.SUMS), variant], [[]]) if own.SUMS else ([], [])
         s = module.scalars(values(own.HYPERS), 3, values(own.CARRIED), np.float64, *sums)
         g, p, *states = values((2 + own.STATES, 50))
+        g = 100 * g  # so that maxima move
         after = [*states]
         moved = module.update(s, g, p, after, variant, *out)
         changed = [not np.array_equal(*pair) for pair in zip(after, states, strict=True)]

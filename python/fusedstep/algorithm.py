@@ -21,6 +21,7 @@ class Algorithm(torch.optim.Optimizer):
     like_torchs: ClassVar[bool] = False  # whether torch has the same class, whose checkpoints load
     constants: ClassVar[tuple[str, ...]] = ()  # bits of the kernel variant, lowest first
     hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
+    late_states: ClassVar[tuple[str, ...]] = ("max_exp_avg_sq",)  # of options switched on later
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
     passes: ClassVar[tuple[int, ...]] = (0,)  # over memory, in one step: bits added to the variant
     survey: ClassVar[int | None] = None  # bits of the pass that makes the sums a step starts from
@@ -44,7 +45,8 @@ class Algorithm(torch.optim.Optimizer):
         """What the state of a parameter holds, by name."""
         opmath = opmath_of(p.dtype)
         layout = {"step": StateSpec(torch.int64, 0, scalar=True)}
-        layout |= {name: StateSpec(opmath, fill) for name, fill in self.state_fills(group).items()}
+        for name, fill in self.state_fills(group).items():
+            layout[name] = StateSpec(opmath, fill, late=name in self.late_states)
         if "exp_avg" in layout and self.state_dtype is not None and opmath is torch.float32:
             layout["exp_avg"] = layout["exp_avg"]._replace(dtype=self.state_dtype)
         for name, fill in self.carried.items():

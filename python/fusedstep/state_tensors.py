@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_map_only
 from . import memory, shards, tensor_checks
 
 MASTER = "master_param"  # a float32 copy of a 16-bit parameter
-LATE = ("max_exp_avg_sq",)  # may be missing: their option can be switched on later
 
 
 class StateSpec(NamedTuple):
@@ -19,6 +18,7 @@ class StateSpec(NamedTuple):
     dtype: torch.dtype
     fill: float | torch.Tensor | None  # what it starts with; None: the parameter's value
     scalar: bool = False  # 0-d instead of the parameter's shape
+    late: bool = False  # may be missing beside others: its option can be switched on later
 
 
 def check(
@@ -41,7 +41,7 @@ def check(
         if name in state:
             tensor_checks.state(where, name, state[name], p, layout[name].scalar)
             _check_value(where, name, state[name], layout[name])
-        elif layout[name].fill is not None and name not in LATE:
+        elif layout[name].fill is not None and not layout[name].late:
             lacking.append(name)
     held = [name for name in layout if name in state and name != MASTER] if lacking else []
     if held:

@@ -79,7 +79,8 @@ def test_next_to_nothing_spills(code, architecture):
     print()
     for rule, opmath, variant, frame, registers in sorted(functions):
         print(f"{architecture:7}{rule:9}{opmath}{variant}{registers:>5} registers")
-        assert int(frame) <= 32, f"{rule}, {opmath}, variant {variant}: {frame} bytes of memory"
+        which = f"{rule}, {opmath}, variant {variant}"
+        assert int(frame) <= 32, f"{which}: {frame} bytes of memory; resident() limits registers"
 
 
 @each_architecture
