@@ -13,6 +13,8 @@ from tests.training import (
     every_class,
     give_gradients,
     model,
+    no_warning,
+    nothing_moves,
     on_every_backend,
     stored,
     train,
@@ -177,16 +179,35 @@ def test_a_scale_that_a_wrapper_keeps_to_itself_is_told():
         scaler.step(wrapped)
     scaler.update()
     assert [warning.filename for warning in told] == [__file__]
+
+
+def test_the_remedy_for_a_lost_scale_helps_where_the_warning_was_an_error():
     scaled, plain = model(), model()
     optimizer, unscaled = fusedstep.AdamW(scaled), fusedstep.AdamW(plain)
-    optimizer._step_supports_amp_scaling = False  # the remedy that it names
-    give_gradients(plain, 1)
-    give_gradients(scaled, 1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    scaler.scale(torch.zeros(1))
+    give_gradients(plain)
+    give_gradients(scaled)
     for p in scaled:
         p.grad.mul_(scaler.get_scale())
-    scaler.step(Forwarding(optimizer))
+    for _ in range(2):  # it is told until something is done about it
+        with no_warning(), nothing_moves(scaled), pytest.raises(UserWarning, match="no scale"):
+            scaler.step(Forwarding(optimizer))
+    optimizer._step_supports_amp_scaling = False
+    with no_warning():
+        scaler.step(Forwarding(optimizer))
     unscaled.step()
     assert_same(stored(optimizer, scaled), stored(unscaled, plain))
+
+
+def test_a_scale_that_arrived_without_gradients_is_not_missed_later():
+    params = model()
+    optimizer = fusedstep.AdamW(params)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.zeros(1))
+    scaler.step(optimizer)
+    with no_warning():
+        train(optimizer, params, 1)
 
 
 def test_accelerate_hands_the_scaler_through():

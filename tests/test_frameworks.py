@@ -101,17 +101,33 @@ def test_lightnings_wrapper_hands_on_what_is_asked_of_it():
     assert seen == [torch.bfloat16] * len(BATCHES)
 
 
+def wrapped_by_fabric(net):
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    return fabric.setup(net, fusedstep.AdamW(net.parameters()))[1]
+
+
 @quiet
 def test_an_option_assigned_to_a_wrapper_is_refused():
     """The wrapper would have it, and the optimizer not."""
-    net = network()
-    fabric = lightning.Fabric(accelerator="cpu", devices=1)
-    net, wrapped = fabric.setup(net, fusedstep.AdamW(net.parameters()))
+    wrapped = wrapped_by_fabric(network())
     with pytest.raises(AttributeError, match="skip_nonfinite has no effect on the wrapper"):
         wrapped.skip_nonfinite = True
     assert not wrapped.skip_nonfinite
     wrapped.optimizer.skip_nonfinite = True
     assert wrapped.skip_nonfinite
+
+
+@quiet
+def test_a_scaler_unscales_for_a_wrapper():
+    """Lightning's is a subclass of the optimizer's class, and keeps what a scaler sets on it."""
+    steps = []
+    for scale in (1.0, 256.0):
+        net = network()
+        wrapped, scaler = wrapped_by_fabric(net), torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(loss_of(net, BATCHES[0])).backward()
+        scaler.step(wrapped)
+        steps.append(net.state_dict())
+    assert_same(*steps)
 
 
 @quiet

@@ -158,3 +158,20 @@ def test_live_numbers_made_in_inference_mode_may_be_written_elsewhere():
         optimizer.load_state_dict(optimizer.state_dict())
     optimizer.param_groups[0]["lr"].mul_(0.5)  # as schedulers do
     assert optimizer.param_groups[0]["lr"] == 0.0005
+
+
+class Forwards(fusedstep.AdamW):
+    """It is built before it has what it forwards to."""
+
+    def __init__(self, params, settings):
+        super().__init__(params)
+        self.settings = settings
+
+    def __getattr__(self, name):
+        return getattr(self.settings, name)
+
+
+def test_a_subclass_may_forward_what_it_lacks():
+    optimizer = Forwards(model(), settings=object())
+    optimizer.skip_nonfinite = True
+    assert optimizer.skip_nonfinite

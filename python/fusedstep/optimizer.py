@@ -75,9 +75,9 @@ class FusedOptimizer(KeepsState):
     ):
         if unknown:
             raise TypeError(options.unknown_arguments(type(self), unknown))
+        self._captured, self._norm_sq, self.backends_in_use = [], None, {}
         self.backend, self.master_weights, self.state_dtype = backend, master_weights, state_dtype
         self.skip_nonfinite, self.capturable = skip_nonfinite, capturable
-        self._captured, self._norm_sq, self.backends_in_use = [], None, {}
         common = {"maximize": maximize, "max_grad_norm": max_grad_norm, "form": form}
         super().__init__(params, {**defaults, **common, "algorithm": self.rule})
 
@@ -96,7 +96,10 @@ class FusedOptimizer(KeepsState):
     @cached_property  # so that it can be overridden by assignment: the scaler then unscales
     def _step_supports_amp_scaling(self) -> bool:
         """Whether ``step`` may do what torch.amp.GradScaler's ``unscale_`` does: not for FSDP1's
-        parameters, whose scaler tells the other processes of an infinity in ``unscale_``."""
+        parameters, whose scaler tells the other processes of an infinity in ``unscale_``, and not
+        in a wrapper that subclasses us, which would keep the scale to itself."""
+        if options.is_wrapper(self):
+            return False
         params = (p for group in self.param_groups for p in group["params"])
         self._asked_to_unscale = not any(map(shards.is_flattened, params))
         return self._asked_to_unscale
@@ -123,6 +126,8 @@ class FusedOptimizer(KeepsState):
         """
         if capturing := graphs.capturing():
             graphs.check(self)
+        if self._asked_to_unscale:
+            self._warn_of_a_lost_scale()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -161,16 +166,6 @@ class FusedOptimizer(KeepsState):
             checks.amp_tensor("grad_scale", grad_scale)
         if found_inf is not None:
             checks.amp_tensor("found_inf", found_inf)
-        if self._asked_to_unscale:
-            if found_inf is None:
-                warn(
-                    f"{type(self).__name__}: a GradScaler has asked whether step() unscales "
-                    f"gradients, and no scale has arrived: if they are scaled, they are used so. A "
-                    f"wrapper with a step() of its own must pass on grad_scale and found_inf; or "
-                    f"assign `optimizer._step_supports_amp_scaling = False`: then the scaler "
-                    f"unscales."
-                )
-            self._asked_to_unscale = False
         try:
             for launch in plan.launches:
                 launch.set_rows(rows)
@@ -192,6 +187,17 @@ class FusedOptimizer(KeepsState):
         if plan.grad_norm_sq is not None:
             self._norm_sq = plan.grad_norm_sq
         plan.write_counts.count_step(present)
+
+    def _warn_of_a_lost_scale(self) -> None:
+        """Warn if a scaler has asked whether this step unscales, and its scale is lost."""
+        if getattr(self, "found_inf", None) is None and self._step_supports_amp_scaling:
+            warn(
+                f"{type(self).__name__}: a GradScaler has asked whether step() unscales gradients, "
+                f"and no scale has arrived: if they are scaled, they are used so. A wrapper with a "
+                f"step() of its own must pass on grad_scale and found_inf; or assign "
+                f"`optimizer._step_supports_amp_scaling = False`: then the scaler unscales."
+            )
+        self._asked_to_unscale = False  # last, as a warning may raise
 
     def _checked_rows(self) -> list[tuple]:
         """Every group's hyper-parameters: checked, and in a new list, if an option changed."""

@@ -38,6 +38,12 @@ class Options(OptionsButClipping, total=False):
     max_grad_norm: Hyper | None
 
 
+def is_wrapper(optimizer: Any) -> bool:
+    """Whether our constructor has not run: as in Lightning's wrappers, which subclass the
+    optimizer's class and forward what they lack; and in a subclass that has yet to call it."""
+    return "_captured" not in vars(optimizer)
+
+
 class Chosen(Generic[Value]):
     """An optimizer's option that is an attribute and may be assigned between steps: the value is
     checked, and the plan is discarded.
@@ -62,7 +68,7 @@ class Chosen(Generic[Value]):
             raise AttributeError(lacks) from None
 
     def __set__(self, optimizer: Any, value: Value) -> None:
-        if "param_groups" not in vars(optimizer) and hasattr(optimizer, "param_groups"):
+        if is_wrapper(optimizer) and hasattr(optimizer, "param_groups"):
             raise AttributeError(
                 f"{type(optimizer).__name__} wraps an optimizer, and {self.name} has no effect on "
                 f"the wrapper. Assign it to the optimizer itself, which Lightning's wrappers have "
