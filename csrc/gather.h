@@ -133,7 +133,7 @@ class Gatherer {
       if (param.shape[i] != shape[i] || param.strides[i] != strides[i]) return false;
     if (grad == Py_None) return true;
     if (is_dtensor(grad) != planned.distributed) return false;
-    // The same spec object says that both are cut alike; two that are equal are left to Python.
+    // One spec object for both says that they are cut alike; whether two are equal is for Python.
     if (planned.distributed &&
         !pybind11::getattr(grad, spec_).is(pybind11::getattr(planned.param, spec_)))
       return false;

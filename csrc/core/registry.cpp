@@ -7,8 +7,7 @@ static Kernel* first = nullptr;
 
 template <class Kernel>
 void register_kernel(Kernel* kernel) {
-  // A file that names another file's rule brings its kernels again: the list must not become a
-  // ring.
+  // If two files register one rule, its kernels come twice, and the list must not become a ring.
   for (const Kernel* known = first<Kernel>; known != nullptr; known = known->next)
     if (known == kernel) return;
   kernel->next = first<Kernel>;

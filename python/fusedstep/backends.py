@@ -200,7 +200,7 @@ def choose(name: str, device: torch.device) -> Backend:
     Raises:
         RuntimeError: the backend cannot serve the device; the message has its reason.
     """
-    if name != "auto" and name not in BACKENDS:  # it was where the optimizer was pickled
+    if name != "auto" and name not in BACKENDS:  # it was, where the optimizer was pickled
         raise RuntimeError(
             f"backend {name!r} is not registered here. Import the module that registers it, or "
             f'assign `optimizer.backend = "auto"`.'

@@ -27,7 +27,7 @@ class Gatherer:
         launches: the plan's, which still have their entries.
         touched: by parameter, what its sparse gradient touches; such a plan is for one step.
         sharing: parameters, by index, whose memory others share: if one has a gradient, plan anew.
-        names: of what optimizers keep in states. What other code keeps there may change any time.
+        names: of what optimizers keep in states. What other code keeps there may change.
         by_address: whether the launches' backends take addresses, not tensors.
     """
 

@@ -53,8 +53,8 @@ def live_numbers(group: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 @torch.inference_mode(False)  # schedulers write into these outside of inference mode, too
 def make_live(group: dict[str, Any], names: Iterable[str]) -> None:
-    """Turn a group's live numbers into 0-d float64 tensors beside its parameters; on the CPU while
-    these have no memory yet."""
+    """Turn a group's live numbers into 0-d float64 tensors beside its parameters, or on the CPU
+    where none of these has memory yet."""
     devices = (p.device for p in group["params"] if not p.is_meta)
     device = next(devices, torch.device("cpu"))
 
@@ -84,8 +84,8 @@ def check(optimizer: FusedOptimizer) -> None:
                     f"{where}: {name} is {value!r}: a CUDA graph would keep this value in all of "
                     f"its replays. Make it a 0-d tensor on the GPU before the capture, for example "
                     f"by building the optimizer with capturable=True once its parameters are "
-                    f"there. (Schedulers that cycle betas or momentum put numbers there: pass "
-                    f"them cycle_momentum=False.)"
+                    f"on the GPU. (Schedulers that cycle betas or momentum put numbers in place of "
+                    f"tensors: pass them cycle_momentum=False.)"
                 )
             for p in stepping:
                 if p.device != value.device:

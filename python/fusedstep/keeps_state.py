@@ -108,7 +108,7 @@ class KeepsState(Algorithm):
             warn(f"{type(self).__name__}: {warning}")
 
     def _load_warnings(self, loaded: dict[str, Any], clipped: list[Any]) -> Iterator[str]:
-        """Warnings of loaded values that may be unintended. ``clipped``: max_grad_norm before."""
+        """Warnings about loaded values that may be a mistake. ``clipped``: max_grad_norm before."""
         limits = zip(clipped, self.param_groups, strict=False)
         lost = [old for old, g in limits if old is not None and g["max_grad_norm"] is None]
         if lost:

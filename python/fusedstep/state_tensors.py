@@ -126,7 +126,7 @@ def _make_consistent(
     state: dict[str, Any], given: dict[str, Any], layout: dict[str, StateSpec]
 ) -> None:
     """Drop a master that is no longer used, and reset the bounds of converted entries."""
-    if MASTER not in layout:  # it would go stale, and undo the training since then later
+    if MASTER not in layout:  # it would go stale, and later undo the training since then
         state.pop(MASTER, None)
     for name in layout:
         # If either was rounded, the column may be above its bound; and one that has fewer digits
