@@ -21,7 +21,7 @@ class Algorithm(torch.optim.Optimizer):
     like_torchs: ClassVar[bool] = False  # whether torch has the same class, whose checkpoints load
     constants: ClassVar[tuple[str, ...]] = ()  # bits of the kernel variant, lowest first
     hypers: ClassVar[tuple[str, ...]]  # the rule's columns of a row of hyper-parameters
-    late_states: ClassVar[tuple[str, ...]] = ("max_exp_avg_sq",)  # of options switched on later
+    late_states: ClassVar[tuple[str, ...]] = ("max_exp_avg_sq",)  # may begin after the others
     carried: ClassVar[dict[str, float]] = {}  # float64 scalars per parameter and where they start
     passes: ClassVar[tuple[int, ...]] = (0,)  # over memory, in one step: bits added to the variant
     survey: ClassVar[int | None] = None  # bits of the pass that makes the sums a step starts from
