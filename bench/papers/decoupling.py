@@ -33,7 +33,7 @@ rates at a random eps, then all eps at the best of these rates, then anew; losse
 300 searches."""
 WHY = """\
 AvaGrad does what it promises: its best rates stay within a factor of ten over ten decades of
-eps, where Adam's span three decades or more, and a search by coordinates pays. Two reservations.
+eps, where Adam's span three and a half, and a search by coordinates pays. Two reservations.
 Below eps = 1e-4 one of the three networks does not learn (hence the ±). A look at its states
 showed why: a few nearly silent channels had second moments whose root was a thousandth of the
 others', ten weights made up nine tenths of the norm of the rates, and all others hardly moved.

@@ -151,8 +151,8 @@ def claims(rows: list[Row]) -> list[Claim]:
     said = []
     for function, of in by_optimizer(rows, "function").items():
         won, run = races(of)
-        text = f"{function}: at over half the rates AdaMomentum is the first adaptive one to "
-        said.append(Claim(f"{text}reach it", won > run / 2))
+        text = f"{function}: of the adaptive ones AdaMomentum reaches it first, at over half the "
+        said.append(Claim(f"{text}rates at which any does", won > run / 2))
         for what in ("reached", "settled"):
             steps = {name: least(row, what)[0] for name, row in of.items()}
             first = steps["AdaMomentum"] == min(steps.values()) < math.inf

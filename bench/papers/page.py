@@ -21,8 +21,8 @@ of [bench/papers](../bench/papers), which has every number of its setting.
 Each claim listed under a verdict states the criterion that decides it. The verdict is *holds* if
 all claims hold, *holds partly* if some do, and *does not hold here* if none does. Each setting says
 what was assumed where the paper leaves something open. The papers seldom give thresholds; those
-here are ours. The measures and claims of 2, 3, 5, 7 and 10 were settled after a first
-look at results. The numbers in the tables count for more than the verdicts.
+here are ours. The measures and claims of 2, 3, 5, 7 and 10 were settled after a first look at
+results. The numbers in the tables count for more than the verdicts.
 """
 
 

@@ -125,7 +125,7 @@ def performed(experiment: ModuleType, tasks: list[Task], jobs: int) -> Iterator[
 def run(
     plan: list[tuple[ModuleType, list[Task]]], out: Path, fresh: bool = False, jobs: int = 1
 ) -> Iterator[tuple[str, int]]:
-    """Run the tasks that a file has no rows of; yields a label and the number of new rows.
+    """Run the tasks that a file has no rows of; yields a label, and how many more tasks have one.
 
     Rows of present tasks stay unless ``fresh``; rows of an experiment's former tasks are dropped
     once it is finished.
