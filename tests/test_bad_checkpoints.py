@@ -124,6 +124,14 @@ def test_a_state_that_lacks_a_part_is_refused(cls, by_hand):
         optimizer.state[params[1]] = state
 
 
+def test_a_state_of_another_algorithm_is_refused():
+    params = model()
+    theirs = torch.optim.Adamax(params)
+    train(theirs, params, 1)
+    with pytest.raises(ValueError, match="without exp_avg_sq"):
+        fusedstep.AdamW(params).load_state_dict(theirs.state_dict())
+
+
 @every_class
 def test_what_another_algorithm_saved_is_refused(cls):
     """Its states may have the names, shapes and dtypes of one's own."""

@@ -145,6 +145,7 @@ def test_a_resync_leaves_what_lost_its_memory(how):
     train(optimizer, params, 1)
     before = optimizer.state[lost]["master_param"].clone()
     lose_memory(lost, how)
+    optimizer.zero_grad()
     other.data.fill_(0.5)
     optimizer.resync_master()
     master = optimizer.state[other]["master_param"]

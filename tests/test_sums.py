@@ -229,15 +229,16 @@ def test_a_group_made_from_anothers_options_has_its_own_mean():
     assert [first[1], second[1]] == [30, 40]
 
 
+@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_mean_that_is_exchanged_or_removed_is_that_of_the_next_step(backend):
+def test_a_mean_that_is_exchanged_or_removed_is_that_of_the_next_step(backend, which):
     def moved(change):
         p, q = parameters([30, 40])
         groups = [{"params": [p]}, {"params": [q]}]
         optimizer = fusedstep.AvaGrad(groups, form="released", backend=backend)
         for _ in range(3):
             optimizer.step()
-        _, group = optimizer.param_groups
+        group = optimizer.param_groups[which]
         change(group)
         optimizer.step()
         return torch.cat([p.detach(), q.detach(), group["eta_sq_sum"]])
