@@ -107,5 +107,5 @@ def with_error(value: float, error: float) -> str:
 
 
 def with_range(values: Sequence[float]) -> str:
-    """A mean, and what it is of."""
+    """The mean of values, and their least and greatest."""
     return f"{number(fmean(values))} ({number(min(values))}-{number(max(values))})"

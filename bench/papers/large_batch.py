@@ -99,7 +99,7 @@ def tasks(quick: bool, seeds: int) -> list[Task]:
 
 
 def larger_tasks() -> list[Task]:
-    """From the middle of the grids outwards, so that an interrupted run has the most useful."""
+    """From the middle of the grids outwards: an interrupted run then has the most useful rows."""
     found = [
         (abs(2 * at - min(rates) - max(rates)), not warmup,
          {"optimizer": name, "log2 lr": at + SHIFT, "warmup": warmup, **LARGE})
@@ -146,7 +146,7 @@ def train(task: Task, seed: int, data: Tensor, held_out: Tensor) -> float:
 
 
 def share(step: int, steps: int, warmup: int) -> float:
-    """The rate by its largest: linearly up to 1, then linearly down to 0 after the last step."""
+    """The rate divided by its largest: linear up to 1, then linear down to 0 after the last step."""
     return min((step + 1) / (warmup + 1), (steps - step) / (steps - warmup))
 
 
