@@ -146,7 +146,7 @@ def train(task: Task, seed: int, data: Tensor, held_out: Tensor) -> float:
 
 
 def share(step: int, steps: int, warmup: int) -> float:
-    """The rate divided by its largest: linear up to 1, then linear down to 0 after the last step."""
+    """The rate divided by its largest: linear up to 1, then down to 0 after the last step."""
     return min((step + 1) / (warmup + 1), (steps - step) / (steps - warmup))
 
 
