@@ -40,6 +40,21 @@ def test_a_parameter_counts_its_own_steps(cls):
     assert [int(optimizer.state[p]["step"]) for p in params] == [6, 3 if own else 6, 6]
 
 
+def test_parameters_may_join_later_at_a_rate_of_their_own():
+    params, late, alone = model(), model((3, 3), seed=9), model((3, 3), seed=9)
+    optimizer, other = fusedstep.MAdam(params), fusedstep.MAdam(alone, lr=0.1)
+    train(optimizer, params, 2)
+    optimizer.add_param_group({"params": late, "lr": 0.1})
+    for t in range(2):
+        give_gradients(params + late, t)
+        alone[0].grad = late[0].grad.clone()
+        optimizer.step()
+        other.step()
+    assert_same(stored(optimizer, late), stored(other, alone))
+    assert int(optimizer.state[late[0]]["step"]) == 2
+    assert int(optimizer.state[params[0]]["step"]) == 4
+
+
 ALTERED = {
     "freed": lambda p: setattr(p, "data", torch.empty(0)),
     "without storage": lambda p: p.untyped_storage().resize_(0),
