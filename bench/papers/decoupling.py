@@ -29,8 +29,8 @@ A convolutional network (3x3 to 8 channels, 2x2 mean, 3x3 to 16, 2x2 mean, linea
 scikit-learn's digits in place of CIFAR, batches of 32, 150 steps, constant rates, no decay, no
 schedule; Adam and AvaGrad with betas (0.9, 0.999). Numbers are held-out losses, the mean over
 seeds ± half their range. A search draws random pairs of the grid, or goes by coordinates: all
-rates at a random eps, then all eps at the best of these rates, then anew; losses are means of
-300 searches."""
+rates at a random eps, then all eps at the best of these rates, then anew; its loss above the
+grid's least is the mean of 300 searches."""
 WHY = """\
 AvaGrad does what it promises: its best rates stay within a factor of ten over ten decades of
 eps, where Adam's span three and a half, and a search by coordinates pays. Two reservations.
