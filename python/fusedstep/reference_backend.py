@@ -100,15 +100,10 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 def _to_numpy(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
     flat = _flat(tensor).cpu()
-    name = str(tensor.dtype).removeprefix("torch.")
-    if tensor.dtype is torch.bfloat16:
-        return name, flat.view(torch.int16).numpy().view(np.uint16)
-    return name, flat.numpy()
+    if tensor.dtype is torch.bfloat16:  # which numpy does not have
+        flat = flat.view(torch.uint16)
+    return str(tensor.dtype).removeprefix("torch."), flat.numpy()
 
 
 def _copy_back(target: torch.Tensor, value: np.ndarray) -> None:
-    if target.dtype is torch.bfloat16:
-        source = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    else:
-        source = torch.from_numpy(np.ascontiguousarray(value))
-    _flat(target).copy_(source)
+    _flat(target).copy_(torch.from_numpy(value).view(target.dtype))
