@@ -141,7 +141,7 @@ class FusedOptimizer(KeepsState):
             graphs.warn_of_replays(self)
             self._plan = plan = None
             plan = make_plan(self)
-            self.backends_in_use = plan.backends_in_use()
+            self.backends_in_use = plan.backends_in_use
             now = plan.gatherer.gather(self)
             if now is None:
                 raise RuntimeError(

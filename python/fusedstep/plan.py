@@ -52,7 +52,9 @@ class Plan:
         names: set[str],
         resumed: bool,
     ):
-        self.launches, self._backends = launches, backends
+        self.launches = launches
+        #: the names of backends, by device
+        self.backends_in_use = {str(device): each.name for device, each in backends.items()}
         self.touched = touched  # by parameter; such a plan is for one step
         self._surveyed: tuple | None = None  # what the sums depended on in the last step
         params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -98,10 +100,6 @@ class Plan:
             launch.let_go()
         self._to_let_go = []
         return None if self.touched else self
-
-    def backends_in_use(self) -> dict[str, str]:
-        """The names of backends, by device."""
-        return {str(device): backend.name for device, backend in self._backends.items()}
 
 
 def _same(a: Any, b: Any) -> bool:
