@@ -66,7 +66,7 @@ class Sums:
         size = len(per_segment)
         served = np.asarray(planned, dtype=np.int64)
         chunks = np.bincount(self.segments[served], counts[served], size).astype(np.int64)
-        self.device, self.keeps = device, keeps
+        self.keeps = keeps
         self.partial = torch.zeros((count, int(counts.sum())), dtype=torch.float64, device=device)
         self.segment_begin = torch.from_numpy(np.cumsum([0, *per_segment])).to(device)
         self.segment_chunks = torch.from_numpy(chunks).to(device)
@@ -89,12 +89,10 @@ class Sums:
             (axis.group(), torch.tensor(members[axis], device=device))
             for axis in sorted(members, key=Axis.order)
         ]
-        self.segment_sums = self._addresses(self.totals)
-        self.segment_result = self._addresses(self.results)
-
-    def _addresses(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        addresses = [t.data_ptr() for t in tensors]
-        return torch.tensor(addresses, dtype=torch.int64, device=self.device)
+        self.segment_sums, self.segment_result = (
+            torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64, device=device)
+            for tensors in (self.totals, self.results)
+        )
 
     def join(self) -> None:
         """Add up, into totals, the results of all processes, each for the parts that it holds."""
