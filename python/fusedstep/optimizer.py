@@ -237,16 +237,15 @@ class FusedOptimizer(KeepsState):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; if a hyper-parameter is out of range, the whole group is refused."""
         super().add_param_group(param_group)
-        options.make_plain(self.param_groups[-1], self.defaults)
+        group, where = self.param_groups[-1], self.where(len(self.param_groups) - 1)
+        options.make_plain(group, self.defaults)
         self._plan = None
         try:
-            where = self.where(len(self.param_groups) - 1)
-            options.check_choices(where, self.param_groups[-1], self._choices())
-            self.check_group(where, self.param_groups[-1])
+            options.check_choices(where, group, self._choices())
+            self.check_group(where, group)
         except Exception:
             self.param_groups.pop()
             raise
         if self.capturable:
-            graphs.make_live(self.param_groups[-1], self.defaults)
-        # last, as a warning may raise
-        options.warn_of_unknown(where, self.param_groups[-1], self.defaults)
+            graphs.make_live(group, self.defaults)
+        options.warn_of_unknown(where, group, self.defaults)  # last, as a warning may raise
