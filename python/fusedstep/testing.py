@@ -222,9 +222,10 @@ class Scenario:
             p.grad = None if t == 1 and i % 3 == 1 else _like(layout, g, self.mode.grad)
         if t == 3:
             self.optimizer.param_groups[0]["lr"] = 0.02
-        tensor = lambda value: torch.tensor(value, device=self.device)  # noqa: E731
-        self.optimizer.grad_scale = tensor(8.0) if t in (3, 4) else None
-        self.optimizer.found_inf = tensor({3: 0.0, 4: 2.0}[t]) if t in (3, 4) else None
+        self.optimizer.grad_scale = self.optimizer.found_inf = None
+        if t in (3, 4):  # scaled steps, of which the second is skipped
+            self.optimizer.grad_scale = torch.tensor(8.0, device=self.device)
+            self.optimizer.found_inf = torch.tensor(0.0 if t == 3 else 2.0, device=self.device)
         self.optimizer.step()
 
     def snapshot(self) -> dict[str, torch.Tensor]:
