@@ -58,6 +58,17 @@ def test_the_plan_is_kept_and_renewed():
     assert optimizer._plan is not plan
 
 
+@pytest.mark.parametrize("name", ["master_weights", "skip_nonfinite", "capturable"])
+def test_a_flag_assigned_as_it_was_keeps_the_plan(name):
+    optimizer = fusedstep.AdamW(params((3,)))
+    optimizer.step()
+    plan = optimizer._plan
+    setattr(optimizer, name, False)
+    assert optimizer._plan is plan
+    setattr(optimizer, name, True)
+    assert optimizer._plan is None
+
+
 def test_a_parameter_appended_to_a_group_is_seen():
     first, second = params((3,), (4,))
     optimizer = fusedstep.AdamW([first])

@@ -46,7 +46,7 @@ def is_wrapper(optimizer: Any) -> bool:
 
 class Chosen(Generic[Value]):
     """An optimizer's option that is an attribute and may be assigned between steps: the value is
-    checked, and the plan is discarded.
+    checked, and the plan is discarded, unless a flag stays as it was.
 
     Args:
         choices: collections of allowed values, which may grow later.
@@ -75,6 +75,8 @@ class Chosen(Generic[Value]):
                 f"as `optimizer.optimizer`."
             )
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
+        if isinstance(value, bool) and vars(optimizer).get(self.name) is value:
+            return  # to plan anew takes long; a backend's name may mean another one by now
         vars(optimizer)[self.name] = value
         optimizer._forget()
 
