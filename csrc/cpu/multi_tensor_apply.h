@@ -45,14 +45,14 @@ FUSEDSTEP_HD void load_state(V& x, const Block<Rule>& block, int i, int n) {
 
 template <bool kWhole, class Rule, int kState, class V>
 FUSEDSTEP_HD void store_state(const V& x, const Block<Rule>& block, int i, int n) {
-  if (!(kState == Rule::kFading && block.faded)) store<kWhole>(x, block.state[kState], i, n);
+  if constexpr (kState < kMoved<Rule>)
+    if (!(kState == Rule::kFading && block.faded)) store<kWhole>(x, block.state[kState], i, n);
 }
 
 // A pack of a block from its element i on, or as much of it as the n elements that are left.
-template <class V, bool kWhole, class Rule, std::size_t... S, std::size_t... M, std::size_t... O>
+template <class V, bool kWhole, class Rule, std::size_t... S, std::size_t... O>
 FUSEDSTEP_HD void update_pack(const typename Rule::Scalars& scalars, const Block<Rule>& block,
-                              int i, int n, std::index_sequence<S...>, std::index_sequence<M...>,
-                              std::index_sequence<O...>) {
+                              int i, int n, std::index_sequence<S...>, std::index_sequence<O...>) {
   V g, p, state[sizeof...(S) + 1], out[kMaxSums];
   if constexpr (Rule::kReadsGrad) {
     load<kWhole>(g, block.grad, i, n);
@@ -67,7 +67,7 @@ FUSEDSTEP_HD void update_pack(const typename Rule::Scalars& scalars, const Block
     store<kWhole>(p, block.param, i, n);
     if (block.rounds) store<kWhole>(p, block.rounded, i, n);
   }
-  (store_state<kWhole, Rule, int(M)>(state[M], block, i, n), ...);
+  (store_state<kWhole, Rule, int(S)>(state[S], block, i, n), ...);
   if constexpr (Rule::kEmits)
     (emit<V, kWhole, Rule, int(O)>(out[O], block.lanes->sums[O] + i, block.lanes->counted, n), ...);
 }
@@ -80,13 +80,12 @@ void update_block(const typename Rule::Scalars& shared, int n, const Block<Rule>
   using Whole = Pack<typename Rule::opmath>;
   using Tail = Pack<typename Rule::opmath, kTailBytes>;
   constexpr auto states = std::make_index_sequence<Rule::kStates>();
-  constexpr auto moved = std::make_index_sequence<kMoved<Rule>>();
   constexpr auto sums = std::make_index_sequence<Rule::kSums>();
   int i = 0;
   for (; i + Whole::kSize <= n; i += Whole::kSize)
-    update_pack<Whole, true, Rule>(scalars, block, i, n - i, states, moved, sums);
+    update_pack<Whole, true, Rule>(scalars, block, i, n - i, states, sums);
   for (; i < n; i += Tail::kSize)
-    update_pack<Tail, false, Rule>(scalars, block, i, n - i, states, moved, sums);
+    update_pack<Tail, false, Rule>(scalars, block, i, n - i, states, sums);
 }
 
 inline Column column(std::uint64_t address, DType dtype, std::int64_t offset) {
