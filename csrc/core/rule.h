@@ -59,11 +59,24 @@ struct KernelFacts {
 
 inline namespace FUSEDSTEP_LEVEL {
 
+// An engine asks for these when it adds a rule: here a rule is checked.
 template <class Rule>
 constexpr KernelFacts facts(unsigned variant) {
+  using T = typename Rule::opmath;
+  static_assert(std::is_base_of_v<RuleDefaults, Rule>, "a rule inherits RuleDefaults");
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
+                "a rule computes in float or double");
+  static_assert(Rule::kCarried <= kMaxCarried, "raise kMaxCarried for this rule");
+  static_assert(Rule::kSums <= kMaxSums, "raise kMaxSums for this rule");
+  static_assert(Rule::kSums > 0 || !Rule::kEmits, "a rule that emits squares has kSums > 0");
+  static_assert(Rule::kReadOnly <= Rule::kStates, "kReadOnly is more than kStates");
+  static_assert(Rule::kFading != 0 && Rule::kFading < Rule::kStates,
+                "the fading state is -1 or the index of an opmath state");
+  static_assert(std::is_trivially_copyable_v<typename Rule::Scalars>,
+                "scalars travel by value, through shared memory too");
   return {Rule::kName,
           variant,
-          sizeof(typename Rule::opmath) == sizeof(double),
+          sizeof(T) == sizeof(double),
           Rule::kHypers,
           Rule::kStates,
           Rule::kCarried,
@@ -95,23 +108,6 @@ FUSEDSTEP_HD void update_of(const typename Rule::Scalars& s, V g, V& p, V* state
     Rule::update(s, g, p, state, out);
   else
     Rule::update(s, g, p, state);
-}
-
-template <class Rule>
-constexpr bool check_rule() {
-  using T = typename Rule::opmath;
-  static_assert(std::is_base_of_v<RuleDefaults, Rule>, "a rule inherits RuleDefaults");
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
-                "a rule computes in float or double");
-  static_assert(Rule::kCarried <= kMaxCarried, "raise kMaxCarried for this rule");
-  static_assert(Rule::kSums <= kMaxSums, "raise kMaxSums for this rule");
-  static_assert(Rule::kSums > 0 || !Rule::kEmits, "a rule that emits squares has kSums > 0");
-  static_assert(Rule::kReadOnly <= Rule::kStates, "kReadOnly is more than kStates");
-  static_assert(Rule::kFading != 0 && Rule::kFading < Rule::kStates,
-                "the fading state is -1 or the index of an opmath state");
-  static_assert(std::is_trivially_copyable_v<typename Rule::Scalars>,
-                "scalars travel by value, through shared memory too");
-  return true;
 }
 
 template <class Rule>

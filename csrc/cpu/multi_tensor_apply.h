@@ -212,7 +212,6 @@ void finish_sums(const Launch& launch) {
 
 template <class Rule>
 void apply(const Launch& launch, int threads) {
-  static_assert(check_rule<Rule>());
   const FloatEnvironment calling_thread;
   if (skipped(launch)) return;
 #pragma omp parallel num_threads(threads) if (launch.elements > kSerialElements)
