@@ -17,6 +17,16 @@ struct Prologue {
   bool faded;                         // the fading state is zero everywhere
 };
 
+// A tensor's count, and its j-th carried scalar.
+FUSEDSTEP_HD std::int64_t& count_of(const Launch& launch, std::int64_t tensor) {
+  return *pointer<std::int64_t>(address_of(launch, kStep, tensor));
+}
+
+template <class Rule>
+FUSEDSTEP_HD double& carried_of(const Launch& launch, std::int64_t tensor, int j) {
+  return *pointer<double>(address_of(launch, kState + Rule::kStates + j, tensor));
+}
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // min(1, max_grad_norm / (norm + 1e-6)), negative where the step ascends; a NaN stays one. An
@@ -43,14 +53,12 @@ FUSEDSTEP_HD Prologue<Rule> prologue(const Launch& launch, std::int64_t tensor) 
   if constexpr (Rule::kHypers == 0) return {{}, T(1), 0, {}, false};
   constexpr int kRow = kRuleHyper + Rule::kHypers, kFirst = Rule::kReadsGrad ? 0 : kRuleHyper;
   const std::int64_t row = launch.row[tensor] * launch.row_size;
-  const auto* step = pointer<const std::int64_t>(address_of(launch, kStep, tensor));
-  for (int j = 0; j < Rule::kCarried; ++j)
-    result.carried[j] =
-        *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
+  const std::int64_t& count = count_of(launch, tensor);
+  for (int j = 0; j < Rule::kCarried; ++j) result.carried[j] = carried_of<Rule>(launch, tensor, j);
   double sums[kMaxSums] = {};
   if constexpr (kReadsSums<Rule>)
     for (int k = 0; k < Rule::kSums; ++k) sums[k] = sums_of(launch, launch.segment[tensor])[k];
-  result.t = *step + 1;
+  result.t = count + 1;
   double hyper[kRow];
   std::uint64_t source[kRow];
   for (int j = kFirst; j < kRow; ++j) source[j] = launch.source[row + j];
@@ -78,9 +86,8 @@ FUSEDSTEP_HD bool advances(const Launch& launch, std::int64_t tensor) {
 
 template <class Rule>
 FUSEDSTEP_HD void advance(const Launch& launch, std::int64_t tensor, const Prologue<Rule>& now) {
-  for (int j = 0; j < Rule::kCarried; ++j)
-    *pointer<double>(address_of(launch, kState + Rule::kStates + j, tensor)) = now.carried[j];
-  *pointer<std::int64_t>(address_of(launch, kStep, tensor)) = now.t;
+  for (int j = 0; j < Rule::kCarried; ++j) carried_of<Rule>(launch, tensor, j) = now.carried[j];
+  count_of(launch, tensor) = now.t;
 }
 
 }  // namespace FUSEDSTEP_LEVEL

@@ -127,11 +127,10 @@ class LastPrologue {
   const Prologue<Rule>& of(const Launch& launch, std::int64_t tensor) {
     const std::int64_t row = launch.row[tensor];
     const std::int64_t segment = kReadsSums<Rule> ? launch.segment[tensor] : 0;
-    const auto count = *pointer<const std::int64_t>(address_of(launch, kStep, tensor));
+    const std::int64_t count = count_of(launch, tensor);
     bool same = row == row_ && segment == segment_ && count == count_;
     for (int j = 0; j < Rule::kCarried; ++j) {
-      const auto carried =
-          *pointer<const double>(address_of(launch, kState + Rule::kStates + j, tensor));
+      const double carried = carried_of<Rule>(launch, tensor, j);
       same = same && carried == carried_[j];
       carried_[j] = carried;
     }
