@@ -70,8 +70,7 @@ struct Place {
 
 __device__ __forceinline__ Place place_of(const Launch& launch, const Chunk& chunk) {
   const std::int64_t segment = launch.segment[chunk.tensor];
-  return {launch.partial + launch.slot[chunk.tensor] + chunk.index, segment,
-          launch.segment_chunks[segment]};
+  return {partial_of(launch, chunk), segment, launch.segment_chunks[segment]};
 }
 
 // Stores a chunk's k-th sum, which thread 0 has.

@@ -19,6 +19,11 @@ FUSEDSTEP_HD double square(T x) {
   return double(x) * double(x);
 }
 
+// The chunk's place in `partial`; columns are `slots` apart.
+FUSEDSTEP_HD double* partial_of(const Launch& launch, const Chunk& chunk) {
+  return launch.partial + launch.slot[chunk.tensor] + chunk.index;
+}
+
 // Lanes that a sequence of n terms reaches, as a power of two. The others hold +0, which changes no
 // sum of squares: they need not be folded.
 FUSEDSTEP_HD int lanes_for(std::int64_t n) {

@@ -147,11 +147,6 @@ class LastPrologue {
   double carried_[kMaxCarried] = {};
 };
 
-// The chunk's place in `partial`; columns are `slots` apart.
-inline double* partial_of(const Launch& launch, const Chunk& chunk) {
-  return launch.partial + launch.slot[chunk.tensor] + chunk.index;
-}
-
 template <class Rule>
 void apply_chunk(const Launch& launch, const Prologue<Rule>& now, const Chunk& chunk,
                  Lanes<Rule>& lanes) {

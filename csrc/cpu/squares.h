@@ -2,7 +2,6 @@
 #pragma once
 
 #include "core/reduce.h"
-#include "core/rule.h"
 #include "cpu/pack.h"
 
 namespace fusedstep {
