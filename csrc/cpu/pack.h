@@ -97,6 +97,7 @@ FUSEDSTEP_HD Pack<T, kBytes> select(const Mask<T, kBytes>& condition, const Pack
   return {condition.a ? yes.a : no.a, condition.b ? yes.b : no.b};
 }
 
+// Vector by vector: a choice of whole packs goes through memory.
 template <class T, int kBytes>
 FUSEDSTEP_HD Pack<T, kBytes> select(bool condition, const Pack<T, kBytes>& yes,
                                     const Pack<T, kBytes>& no) {
