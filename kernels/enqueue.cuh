@@ -1,4 +1,4 @@
-// How a kernel reaches the GPU: the grid, the stream, and errors as text.
+// What kernels need of the GPU: launching, storage of a block, counts in order, errors as text.
 #pragma once
 
 #include <cuda_runtime.h>
