@@ -52,8 +52,8 @@ def test_what_a_hook_made_of_a_checkpoint_is_judged_and_not_what_it_was_given():
         optimizer.load_state_dict(theirs.state_dict())
 
 
-def test_an_interrupt_while_one_is_loaded_loses_no_state_of_the_next(monkeypatch):
-    """Also if it comes before what the first one set up is taken down."""
+def test_an_interrupt_while_one_is_loaded_loses_nothing_of_the_next(monkeypatch):
+    """Neither states nor a warning, if it comes before what the first one set up is taken down."""
     params = model()
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)
@@ -68,7 +68,9 @@ def test_an_interrupt_while_one_is_loaded_loses_no_state_of_the_next(monkeypatch
         patch.setattr(torch.utils.hooks.RemovableHandle, "remove", stops)
         with pytest.raises(KeyboardInterrupt):
             optimizer.load_state_dict(first)
-    optimizer.load_state_dict(saved)
+    optimizer.param_groups[0]["max_grad_norm"] = 2.5
+    with pytest.warns(UserWarning, match="max_grad_norm was 2.5"):
+        optimizer.load_state_dict(saved)
     assert_same(stored(optimizer, params), before)
 
 

@@ -90,9 +90,9 @@ class KeepsState(Algorithm):
         """
 
         def keep_from_torch(_, loaded):  # the last hook: earlier ones may have replaced it
+            clipped[:] = [group.get("max_grad_norm") for group in self.param_groups]
             if self._loading is None:  # an interrupt may have left an earlier hook of ours
                 self._loading = loaded
-                clipped[:] = [group.get("max_grad_norm") for group in self.param_groups]
             return {**loaded, "state": {}}
 
         self._loading = None
