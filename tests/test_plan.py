@@ -58,14 +58,22 @@ def test_the_plan_is_kept_and_renewed():
     assert optimizer._plan is not plan
 
 
-@pytest.mark.parametrize("name", ["master_weights", "skip_nonfinite", "capturable"])
-def test_a_flag_assigned_as_it_was_keeps_the_plan(name):
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("master_weights", False, True),
+        ("skip_nonfinite", False, True),
+        ("capturable", False, True),
+        ("state_dtype", None, torch.bfloat16),
+    ],
+)
+def test_an_option_assigned_as_it_was_keeps_the_plan(name, old, new):
     optimizer = fusedstep.AdamW(params((3,)))
     optimizer.step()
     plan = optimizer._plan
-    setattr(optimizer, name, False)
+    setattr(optimizer, name, old)
     assert optimizer._plan is plan
-    setattr(optimizer, name, True)
+    setattr(optimizer, name, new)
     assert optimizer._plan is None
 
 

@@ -46,7 +46,7 @@ def is_wrapper(optimizer: Any) -> bool:
 
 class Chosen(Generic[Value]):
     """An optimizer's option that is an attribute and may be assigned between steps: the value is
-    checked, and the plan is discarded, unless a flag stays as it was.
+    checked, and the plan is discarded, unless the value is the one that it had.
 
     Args:
         choices: collections of allowed values, which may grow later.
@@ -75,10 +75,11 @@ class Chosen(Generic[Value]):
                 f"as `optimizer.optimizer`."
             )
         checks.one_of(type(optimizer).__name__, self.name, value, tuple(chain(*self.choices)))
-        if isinstance(value, bool) and vars(optimizer).get(self.name) is value:
-            return  # to plan anew takes long; a backend's name may mean another one by now
+        held = vars(optimizer).get(self.name, self)  # never itself a value
+        if held is value and not isinstance(value, str):  # a name may mean another backend by now
+            return
+        optimizer._forget()  # first: an interrupt must not leave a new value with an old plan
         vars(optimizer)[self.name] = value
-        optimizer._forget()
 
 
 class OfGroups:
