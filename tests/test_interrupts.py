@@ -32,7 +32,7 @@ class World:
     """Parameters that have made some steps and have their next gradients, and an optimizer."""
 
     def __init__(self, kind, steps):
-        cls, dtype, options = KINDS[kind]
+        self.kind, (cls, dtype, options) = kind, KINDS[kind]
         self.params = model((4, 5), (300,), (3,), dtype=dtype)
         groups = [{"params": self.params[:1]}, {"params": self.params[1:2], "lr": 0.01}]
         self.optimizer = cls(groups, **options)
@@ -52,22 +52,34 @@ def saved(kind):
     return optimizer.state_dict()
 
 
-# By action: the steps made before it, what it does, and every how manieth line is tried.
+def step(world):
+    world.optimizer.step()
+
+
+def load(world):
+    world.optimizer.load_state_dict(saved(world.kind))
+
+
+def add_group(world):
+    world.optimizer.add_param_group({"params": world.params[2:], "lr": 0.1})
+
+
+def make_copy(world):
+    copy.deepcopy(world.optimizer)
+
+
+# By name: the steps made before it, what is done, and from one line that is tried to the next.
 ACTIONS = {
-    "a first step": (0, lambda world, _: world.optimizer.step(), 13),
-    "a step": (2, lambda world, _: world.optimizer.step(), 1),
-    "loading": (2, lambda world, kind: world.optimizer.load_state_dict(saved(kind)), 5),
-    "a group": (
-        2,
-        lambda world, _: world.optimizer.add_param_group({"params": world.params[2:], "lr": 0.1}),
-        1,
-    ),
-    "a copy": (2, lambda world, _: copy.deepcopy(world.optimizer), 1),
+    "a first step": (0, step, 13),
+    "a step": (2, step, 1),
+    "loading": (2, load, 5),
+    "a group": (2, add_group, 1),
+    "a copy": (2, make_copy, 1),
 }
 
 
 def interrupts(action, line):
-    """Whether ``action`` reaches that many of the package's lines; it is interrupted there."""
+    """Whether ``action()`` reaches that many of the package's lines; it is interrupted there."""
     lines, before = count(1), sys.gettrace()
 
     def each_line(frame, event, _):
@@ -96,11 +108,11 @@ def interrupts(action, line):
 def test_what_is_interrupted_has_happened_or_has_not(kind, action):
     steps, act, stride = ACTIONS[action]
     undone, done = World(kind, steps), World(kind, steps)
-    act(done, kind)
+    act(done)
     undone, done = undone.after_training(), done.after_training()
     for line in count(1, stride):
         world = World(kind, steps)
-        if not interrupts(lambda world=world: act(world, kind), line):
+        if not interrupts(functools.partial(act, world), line):
             break
         found = world.after_training()
         if testing.differences(found, undone):
