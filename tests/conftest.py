@@ -16,7 +16,7 @@ if emulation.SANITIZERS:
 
 import pytest
 import torch.distributed as dist
-from fusedstep import testing, verify
+from fusedstep import native, testing, verify
 from fusedstep.backends import (
     CpuBackend,
     CudaBackend,
@@ -100,6 +100,13 @@ def device(backend) -> str:
 @pytest.fixture(params=testing.CASES, ids=lambda case: case.id)
 def case(request) -> testing.Case:
     return request.param
+
+
+@pytest.fixture(params=["native", "python"])
+def native_or_python(request, monkeypatch):
+    """The host's checks by native code, and in Python, as where it is not built."""
+    if request.param == "python":
+        monkeypatch.setattr(native, "module", None)
 
 
 @pytest.fixture

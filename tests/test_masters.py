@@ -36,7 +36,7 @@ def load_threes(params):
 
 
 @pytest.mark.parametrize("which", [slice(None), slice(1), slice(1, 2), slice(-1, None)], ids=str)
-def test_an_edit_that_a_master_undoes_is_told(which):
+def test_an_edit_that_a_master_undoes_is_told(which, native_or_python):
     params = model(dtype=torch.bfloat16)
     optimizer = fusedstep.AdamW(params, master_weights=True)
     train(optimizer, params, 2)

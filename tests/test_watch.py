@@ -7,18 +7,10 @@ from collections import OrderedDict
 import fusedstep
 import pytest
 import torch
-from fusedstep import native, watch
+from fusedstep import watch
 from fusedstep.backends import CpuBackend
 
 from tests.training import every_class, model, train
-
-
-@pytest.fixture(params=["native", "python"])
-def either_watch(request, monkeypatch):
-    if request.param == "python":
-        monkeypatch.setattr(native, "module", None)
-    elif native.module is None:
-        pytest.skip("fusedstep._native is not built")
 
 
 def exchange_names(group):
@@ -41,7 +33,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_watch_sees_what_changes_at_any_depth(change, either_watch):
+def test_a_watch_sees_what_changes_at_any_depth(change, native_or_python):
     class Pair(list):
         """A list of a type of its own."""
 
@@ -58,7 +50,7 @@ def test_a_watch_sees_what_changes_at_any_depth(change, either_watch):
     assert not seen.holds(tree)
 
 
-def test_a_watch_compares_no_tensors(either_watch):
+def test_a_watch_compares_no_tensors(native_or_python):
     key, value = torch.ones(3), torch.ones(3)
     seen = watch.Watch({key: {"exp_avg": value}})
     assert not seen.holds({key: {"exp_avg": value}})
@@ -69,7 +61,7 @@ def test_a_watch_compares_no_tensors(either_watch):
     assert not seen.holds({key: inner})
 
 
-def test_others_notes_in_states_end_no_plan(either_watch):
+def test_others_notes_in_states_end_no_plan(native_or_python):
     """Such as the perturbation that sharpness-aware minimisation keeps there, new in each step."""
     params, others = model(), model()
     optimizer, twin = fusedstep.MAdam(params), fusedstep.MAdam(others)
@@ -89,7 +81,7 @@ def test_others_notes_in_states_end_no_plan(either_watch):
     assert all(map(torch.equal, params, others))
 
 
-def test_a_watch_looks_into_dicts_of_a_kind_of_their_own(either_watch):
+def test_a_watch_looks_into_dicts_of_a_kind_of_their_own(native_or_python):
     tree = [OrderedDict(lr=0.5)]
     seen = watch.Watch(tree)
     assert seen.holds(tree)
@@ -97,7 +89,7 @@ def test_a_watch_looks_into_dicts_of_a_kind_of_their_own(either_watch):
     assert not seen.holds(tree)
 
 
-def test_an_order_of_its_own_is_no_change(either_watch):
+def test_an_order_of_its_own_is_no_change(native_or_python):
     ordered = OrderedDict(a=1.0, b=2.0)
     ordered.move_to_end("a")
     assert watch.Watch([ordered]).holds([ordered])
@@ -110,7 +102,7 @@ def test_an_order_of_its_own_is_no_change(either_watch):
     assert int(state["step"]) == 3
 
 
-def test_exchanged_states_are_used(either_watch):
+def test_exchanged_states_are_used(native_or_python):
     params = model((3,), (3,))
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)
@@ -123,7 +115,7 @@ def test_exchanged_states_are_used(either_watch):
     assert int(first["step"]) == 1 and int(second["step"]) == 8
 
 
-def test_exchanged_names_of_states_are_followed(either_watch):
+def test_exchanged_names_of_states_are_followed(native_or_python):
     (p,) = params = model((3,))
     optimizer = fusedstep.AdamW(params)
     train(optimizer, params, 1)
@@ -147,7 +139,7 @@ def test_what_is_watched_is_collected_with_its_optimizer():
     assert gone() is None
 
 
-def test_a_tree_without_an_end_is_an_error(either_watch):
+def test_a_tree_without_an_end_is_an_error(native_or_python):
     tree = []
     tree.append(tree)
     with pytest.raises(RecursionError):
