@@ -1,10 +1,12 @@
 """float32 masters of 16-bit parameters: where they come from, and what edits do to them."""
 
 import copy
+from contextlib import nullcontext
 
 import fusedstep
 import pytest
 import torch
+from fusedstep import keeps_state
 from torch.distributed.tensor import Shard
 
 from tests.distributed import parts
@@ -102,6 +104,17 @@ def test_an_edit_is_told_where_the_step_is_planned_anew(change, first):
         change(optimizer, params)
     with pytest.warns(UserWarning, match="edited or loaded since .* call `optimizer.resync_master"):
         train(optimizer, params, 1)
+
+
+def test_ordinary_steps_compare_no_masters(monkeypatch):
+    """That waits for the device. Steps under a mode that has torch write, too, count otherwise."""
+    params = model(dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master_weights=True)
+    for mode in (nullcontext, torch.autograd.graph.allow_mutation_on_saved_tensors, nullcontext):
+        with mode(), monkeypatch.context() as patched:
+            train(optimizer, params, 2)
+            patched.setattr(keeps_state, "_different", lambda _: pytest.fail("compared"))
+            train(optimizer, params, 2)
 
 
 def test_parameters_that_became_nan_are_no_edit():
