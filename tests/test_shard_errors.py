@@ -3,7 +3,6 @@
 import fusedstep
 import pytest
 import torch
-import torch.distributed as dist
 from fusedstep import shards
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -25,10 +24,11 @@ def test_a_mean_over_parts_and_wholes_is_refused():
 
 
 def processes_need_not_be_on_a_mesh():
-    _, params = parts(DeviceMesh("cpu", [0]), ((4,), [Shard(0)]))
+    mesh = DeviceMesh("cpu", [0, 1])
+    _, params = parts(mesh, ((4,), [Shard(0)]))
     fusedstep.LAMB(params, max_grad_norm=None).step()
     clipping = fusedstep.AdamW(params, max_grad_norm=1.0)
-    if dist.get_rank() == 0:
+    if mesh.get_coordinate() is not None:
         clipping.step()
     else:
         with pytest.raises(NotImplementedError, match="of which this process is not a part"):
@@ -36,7 +36,7 @@ def processes_need_not_be_on_a_mesh():
 
 
 def test_processes_need_not_be_on_a_mesh():
-    spawn(processes_need_not_be_on_a_mesh)
+    spawn(processes_need_not_be_on_a_mesh, world=3)
 
 
 def a_norm_of_fsdp1s_parts_is_refused():

@@ -252,6 +252,21 @@ def test_a_mean_that_is_exchanged_or_removed_is_that_of_the_next_step(backend, w
     assert not torch.equal(removed, want)
 
 
+@pytest.mark.parametrize("backend", [*TESTED_BACKENDS, "reference"])
+def test_after_loading_a_mean_counts_who_has_no_gradient(backend):
+    def stepped(load):
+        params = parameters([30, 5000], device_of(backend))
+        optimizer = fusedstep.AvaGrad(params, backend=backend)
+        optimizer.step()
+        if load:
+            optimizer.load_state_dict(optimizer.state_dict())
+        params[1].grad = None
+        optimizer.step()
+        return stored(optimizer, params)
+
+    assert_same(stepped(load=True), stepped(load=False))
+
+
 def test_madgrads_k_is_that_of_parameters_in_use():
     a, b, c = parameters([3, 4, 5])
     optimizer = fusedstep.MADGRAD([a, b])
