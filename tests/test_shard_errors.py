@@ -1,8 +1,10 @@
-"""DTensors that a step cannot take: one clear error each, or they are left alone."""
+"""DTensors that a step cannot take: one clear error each, or they are left alone; and processes
+that have nothing to add."""
 
 import fusedstep
 import pytest
 import torch
+import torch.distributed as dist
 from fusedstep import shards
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -37,6 +39,21 @@ def processes_need_not_be_on_a_mesh():
 
 def test_processes_need_not_be_on_a_mesh():
     spawn(processes_need_not_be_on_a_mesh, world=3)
+
+
+def a_process_without_a_gradient_adds_nothing_to_a_mean():
+    _, (p, q) = parts(init_device_mesh("cpu", (2,)), ((4,), [Shard(0)]), ((6,), [Shard(0)]))
+    groups = [{"params": [p]}, {"params": [q]}]  # each has a mean of its own
+    optimizer = fusedstep.AvaGrad(groups, form="released")
+    for counted in (4, 2):
+        optimizer.step()
+        assert [int(group["eta_sq_sum"][1]) for group in optimizer.param_groups] == [counted, 6]
+        if dist.get_rank() == 1:
+            p.grad = None
+
+
+def test_a_process_without_a_gradient_adds_nothing_to_a_mean():
+    spawn(a_process_without_a_gradient_adds_nothing_to_a_mean)
 
 
 def a_norm_of_fsdp1s_parts_is_refused():
