@@ -106,9 +106,9 @@ def adopt(
             f"{where}: its state is {loaded!r}, a {type(loaded).__name__}; a state is a dict of "
             f"tensors by name. Load what `state_dict()` returned."
         )
-    check(where, loaded, p, layout)
+    unfit = check(where, loaded, p, layout)  # their values, too
     for name, spec in layout.items():
-        if name in loaded:
+        if name in loaded and name not in unfit:
             _check_value(where, name, loaded[name], spec)
     adopted = {
         name: _fitted(value, p, layout[name], copy=True) if name in layout else _beside(p, value)
