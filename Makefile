@@ -18,7 +18,7 @@ help:
 	@echo "make papers     the papers' own experiments: docs/papers.md; options: ARGS=\"--only 1 4\""
 	@echo "make papers-quick  smaller ones, in minutes; fails where a claim fails"
 	@echo "make lint       ruff, mypy and clang-format, as CI checks them (make format: apply them)"
-	@echo "make audit      compile all GPU kernels offline and search their code"
+	@echo "make audit      compile all GPU kernels offline, search their code, run it on the CPU"
 	@echo "make ctest      the native code alone, without torch: emulated CUDA against the CPU"
 	@echo "make sanitize   the core of the tests with the native code under ASan and UBSan"
 	@echo "make gpu-check  on a machine with a GPU: build, bits, sanitizer, speed; results under \$$OUT;"

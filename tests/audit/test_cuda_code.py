@@ -1,4 +1,5 @@
-"""The CUDA kernels, compiled offline for four generations, under the numerics law."""
+"""The CUDA kernels, compiled offline for four generations: under the numerics law; and executed,
+with the reference's bits."""
 
 import re
 import shutil
@@ -8,8 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from fusedstep import testing
 
 from tests.audit.inspect_code import disassembler, forbidden, sass
+from tests.ptx import Kernel
+from tests.ptx.backends import CudaPtx, assert_same_bits, cells
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KERNELS = sorted((REPOSITORY / "kernels").glob("*.cu"))
@@ -98,3 +102,19 @@ def test_accesses_are_16_bytes_wide(code):
     for function in machine_code.split("Function :")[1:]:
         assert re.search(r"LDG\.E\.128", function)
         assert only_reads(function) or re.search(r"STG\.E\.128", function)
+
+
+@cache
+def kernel_of(rule: str, variant: int, opmath: str) -> Kernel:
+    """What runs the compiled code of one kernel."""
+    ptx, _, _ = compiled(REPOSITORY / "kernels" / f"{rule}.cu", "sm_90")
+    [name] = re.findall(rf"\.entry (\w+apply_kernel\w+I{opmath}Lj{variant}E\w+)\(", ptx)
+    return Kernel(ptx, name)
+
+
+@pytest.mark.parametrize("case, mode, shapes", cells([mode.id for mode in testing.MODES]))
+def test_bits(case, mode, shapes):
+    backend = CudaPtx(
+        lambda launch, work: kernel_of(work.rule, work.variant, "d" if launch.float64 else "f")
+    )
+    assert_same_bits(backend, case, mode, shapes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fusedstep.reference.multi_tensor_apply import OWN_HYPERS, facts
 
-from tests.audit.test_triton_code import TABLES
+from tests.audit.compile_triton import TABLES
 from tests.test_docs import ROOT, add_named_blocks
 
 RULES = ("adamw", "lamadam", "laprop", "madgrad")  # with and without what a rule may have

@@ -1,91 +1,30 @@
-"""The Triton kernels compiled offline: nothing of what N3 forbids, no spills, wide accesses.
-
-Compiling needs triton, but no GPU. It happens in a process of its own, because this one may have
-imported the kernels for the interpreter.
-"""
+"""The Triton kernels compiled offline: nothing of what N3 forbids, no spills, wide accesses; and
+executed, with the reference's bits."""
 
 import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from fusedstep import testing
-from fusedstep.reference.multi_tensor_apply import OWN_HYPERS, facts
+from fusedstep.reference.multi_tensor_apply import facts
 
-# mode: opmath, param, grad, exp_avg, masters
-MODES = {
-    "f32": ("float32", "float32", "float32", "float32", False),
-    "f64": ("float64", "float64", "float64", "float64", False),
-    "f16": ("float32", "float16", "float16", "float32", False),
-    "bf16-master": ("float32", "bfloat16", "float32", "bfloat16", True),
-}
-VARIANTS = {  # of every rule, how many
-    path.stem: int((re.search(r"kVariants = (\d+)", path.read_text()) or ("", 1))[1])
-    for path in sorted((Path(__file__).parents[2] / "csrc" / "rules").glob("*.h"))
-}
-KERNELS = [
-    f"sm_90 {rule} {variant} {mode}"
-    for rule, variants in VARIANTS.items()
-    for variant in range(variants)
-    for mode in MODES
-] + [
-    f"{arch} {rule} 0 {mode}"
-    for arch in ("sm_80", "sm_100")
-    for rule in VARIANTS
-    for mode in ("f32", "bf16-master")
-]
-# columns of a row that are the rule's
-HYPERS = {case.cls.rule: len(case.cls.hypers) for case in testing.CASES}
+from tests.audit import compile_triton
+from tests.audit.compile_triton import KERNELS, MODES
+from tests.ptx import Kernel
+from tests.ptx.backends import TritonPtx, assert_same_bits, cells
+
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 OPCODES = {"div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64"}
-
-TABLES = {
-    "address": "*i64", "grad": "*i64", "numel": "*i64", "row": "*i64", "chunk": "*i32",
-    "hyper": "*fp64", "source": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
-    "grad_norm_sq": "*fp64", "ticket": "*i32", "tensors": "i32", "chunks": "i32",
-}  # fmt: skip
-
-
-def compile_kernel(name: str, folder: Path) -> None:
-    """Writes the kernel's PTX and cubin: the one that takes a loss scale and can be skipped."""
-    import torch
-    import triton
-    from fusedstep.kernels import enqueue as engine
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    arch, rule, variant, mode = name.split()
-    fields = ("opmath", "param_dtype", "grad_dtype", "exp_avg_dtype")
-    dtypes = {field: getattr(torch, dtype) for field, dtype in zip(fields, MODES[mode])}
-    work = SimpleNamespace(rule=rule, variant=int(variant), facts=facts(rule, int(variant)))
-    launch = SimpleNamespace(
-        row_size=OWN_HYPERS + HYPERS.get(rule, 0), master=MODES[mode][-1], **dtypes
-    )
-    constants = engine.constants(launch, work)
-    sums = {
-        "partial": "*fp64", "slots": "i32", "slot": "*i64", "segment": "*i64",
-        "segment_begin": "*i64", "segment_chunks": "*i64", "segment_sums": "*i64",
-        "segment_result": "*i64", "arrived": "*i32",
-    }  # fmt: skip
-    if not constants["SUMS"]:
-        constants |= dict.fromkeys(sums)
-    arguments = TABLES | sums | dict.fromkeys(constants, "constexpr")
-    signature = {key: arguments[key] for key in engine.multi_tensor_apply.arg_names}
-    source = ASTSource(engine.multi_tensor_apply, signature, constants)
-    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    kernel = triton.compile(source, target=target, options=engine.options(launch, work))
-    (folder / f"{name}.ptx").write_text(kernel.asm["ptx"])
-    (folder / f"{name}.cubin").write_bytes(kernel.asm["cubin"])
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> Path:
     pytest.importorskip("triton")
     folder = tmp_path_factory.mktemp("triton")
-    command = [sys.executable, __file__, str(folder)]
+    command = [sys.executable, compile_triton.__file__, str(folder)]
     subprocess.run(command, check=True, env={**os.environ, "TRITON_INTERPRET": "0"})
     return folder
 
@@ -153,6 +92,20 @@ def test_code(name, compiled):
     assert len(spilled) < 0.015 * len(main_loop) and stack <= 80 and local == 0, "spills"
 
 
-if __name__ == "__main__":
-    for kernel in KERNELS:
-        compile_kernel(kernel, Path(sys.argv[1]))
+@cache
+def kernel_of(folder: Path, rule: str, variant: int, dtypes: tuple) -> Kernel:
+    """What runs the compiled code of one kernel."""
+    [mode] = [mode for mode, own in MODES.items() if own == dtypes]
+    file = folder / f"sm_90 {rule} {variant} {mode}.ptx"
+    shared = int(file.with_suffix(".shared").read_text())
+    return Kernel(file.read_text(), "multi_tensor_apply", shared)
+
+
+@pytest.mark.parametrize("case, mode, shapes", cells(MODES))
+def test_bits(case, mode, shapes, compiled):
+    def kernel(launch, work):
+        dtypes = launch.opmath, launch.param_dtype, launch.grad_dtype, launch.exp_avg_dtype
+        names = *(str(dtype).removeprefix("torch.") for dtype in dtypes), launch.master
+        return kernel_of(compiled, work.rule, work.variant, names)
+
+    assert_same_bits(TritonPtx(kernel), case, mode, shapes)
