@@ -215,5 +215,6 @@ def multi_tensor_apply(
                 advance(
                     address, grad, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors,
                     faded, scalars, opmath, ROW_SIZE, STATES, CARRIED, SUMS, COUNTS_ALL, variant,
+                    512 if EMITS and opmath == tl.float64 else 256,
                 )  # fmt: skip
                 tl.store(ticket, 0)

@@ -9,7 +9,6 @@ from .numerics import neg, select, sqrt
 # The address table, [columns][N]: param, master, step, states..., carried...
 PARAM, MASTER, STEP, STATE = (tl.constexpr(column) for column in range(4))
 OWN_HYPERS = tl.constexpr(reference.OWN_HYPERS)
-TENSORS = tl.constexpr(256)  # counts that the last program advances at once
 
 
 @triton.jit
@@ -82,9 +81,11 @@ def advance(
     address, grad, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors,
     faded: tl.constexpr, scalars: tl.constexpr, opmath: tl.constexpr, ROW_SIZE: tl.constexpr,
     STATES: tl.constexpr, CARRIED: tl.constexpr, SUMS: tl.constexpr, COUNTS_ALL: tl.constexpr,
-    variant: tl.constexpr,
+    variant: tl.constexpr, TENSORS: tl.constexpr = 256,
 ):  # fmt: skip
-    """After the last read of a launch: counts and carried scalars of the tensors that took part."""
+    """After the last read of a launch: counts and carried scalars of the tensors that took part.
+    TENSORS at once, one a thread or more: else several would hold the same count, and one might
+    read it while another writes."""
     for first in range(0, tensors, TENSORS):
         tensor = first + tl.arange(0, TENSORS)
         here = tensor < tensors

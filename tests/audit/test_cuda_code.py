@@ -112,7 +112,7 @@ def kernel_of(rule: str, variant: int, opmath: str) -> Kernel:
     return Kernel(ptx, name)
 
 
-@pytest.mark.parametrize("case, mode, shapes", cells([mode.id for mode in testing.MODES]))
+@pytest.mark.parametrize("case, mode, shapes", [*cells([mode.id for mode in testing.MODES])])
 def test_bits(case, mode, shapes):
     backend = CudaPtx(
         lambda launch, work: kernel_of(work.rule, work.variant, "d" if launch.float64 else "f")

@@ -40,11 +40,11 @@ FILE = """
 """
 
 
-def run(body: str) -> torch.Tensor:
+def run(body: str, blocks: int = 1) -> torch.Tensor:
     """The 64 numbers that a small kernel of two warps has worked on; at first 0, 1, 2, ..."""
     numbers = torch.arange(64, dtype=torch.int32)
     kernel = Kernel(FILE.format(body=re.sub(r"(?<=[;:]) ", "\n\t", body)), "small")
-    kernel(1, struct.pack("Q", numbers.data_ptr()), [(numbers.data_ptr(), 256)], seed=1)
+    kernel(blocks, struct.pack("Q", numbers.data_ptr()), [(numbers.data_ptr(), 256)], seed=1)
     return numbers
 
 
@@ -60,6 +60,8 @@ WRONG = {
     FILL + SHARE.format(""): "without a barrier between",
     "ld.shared.u32 %r4, [%r2];": "nobody has written",
     "st.shared.u32 [place], %r1;": "without a barrier between",
+    "st.global.u32 [%rd1], 1;": "written, in no order with what block 0 did",
+    "@%p0 st.global.u32 [%rd1], 1; ld.global.u32 %r4, [%rd1];": "in no order",
     "@%p1 bra $END; bar.sync 0; $END:": "some threads have ended",
     "@%p1 bra $END; shfl.sync.bfly.b32 %r4, %r1, 1, 31, -1; $END:": "not all of a warp",
     "shfl.sync.bfly.b32 %r4, %r1, 1, 31, 65535;": "a part of a warp",
@@ -83,11 +85,28 @@ def test_an_error_says_where():
 
 
 def test_the_same_with_what_it_lacked():
+    run("@%p0 st.global.u32 [%rd1], 1; bar.sync 0; ld.global.u32 %r4, [%rd1];")
     run("st.shared.u32 [place], 1; bar.sync 0; ld.shared.u32 %r4, [place];")
     found = run(SHARE.format("bar.sync 0;") + "st.global.u32 [%rd2], %r5;")
     assert found.tolist() == [i ^ 1 for i in range(64)]
     arrived = "cp.async.commit_group; cp.async.wait_group 0;"
     assert run(SEND.format(arrived) + "st.global.u32 [%rd2], %r5;").tolist() == [*range(64)]
+
+
+# The first thread of each block stores a number and counts its block; the last one adds all up.
+LAST = """
+    mov.u32 %r4, %ctaid.x; mul.wide.u32 %rd3, %r4, 4; add.s64 %rd3, %rd1, %rd3; @!%p0 bra $END;
+    st.global.u32 [%rd3+8], 7; atom.release.gpu.global.add.u32 %r5, [%rd1], 1;
+    setp.ne.u32 %p1, %r5, 1; @%p1 bra $END; fence.acq_rel.gpu; ld.global.u32 %r6, [%rd1+8];
+    ld.global.u32 %r7, [%rd1+12]; add.s32 %r6, %r6, %r7; st.global.u32 [%rd1+4], %r6; $END:
+"""
+
+
+def test_blocks_are_ordered_by_counts_and_fences():
+    assert run(LAST, blocks=2)[1] == 14
+    for weaker in (LAST.replace(".release", ".relaxed"), LAST.replace("fence.acq_rel.gpu; ", "")):
+        with pytest.raises(RuntimeError, match="read, in no order with what block [01] did"):
+            run(weaker, blocks=2)
 
 
 COMPUTED = {  # into %r4
@@ -131,8 +150,7 @@ def test_instructions():
 
 
 def test_threads_add_to_one_number():
-    add = "atom.global.gpu.acq_rel.add.u32 %r5, [%rd1+4], 1;"
-    assert run(add)[1] == 65 and sorted(run(f"{add} st.global.u32 [%rd2], %r5;").tolist())[-1] == 64
+    assert run("atom.global.gpu.acq_rel.add.u32 %r5, [%rd1+4], 1;")[1] == 65
 
 
 @pytest.mark.parametrize(
@@ -154,15 +172,17 @@ def test_what_is_not_translated_is_an_error(instruction):
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
-@pytest.mark.parametrize("number", (0, 4, 8, 12))
-def test_a_kernel_without_one_of_its_barriers_is_found_out(number):
+@pytest.mark.parametrize(
+    "instruction, number", [*(("bar.sync", i) for i in (0, 4, 8, 12)), ("fence.acq_rel", 0)]
+)
+def test_a_kernel_without_one_of_its_barriers_is_found_out(instruction, number):
     ptx, _, _ = compiled(REPOSITORY / "kernels" / "avagrad.cu", "sm_90")
 
     def without(launch, work):
         [name] = re.findall(rf"\.entry (\w+AvaGradIfLj{work.variant}E\w+)\(", ptx)
         begin = ptx.index(f".entry {name}")
-        barriers = re.finditer(r"bar\.sync", ptx[begin : ptx.index("\n}", begin)])
-        at = begin + [barrier.start() for barrier in barriers][number]
+        found = re.finditer(re.escape(instruction), ptx[begin : ptx.index("\n}", begin)])
+        at = begin + [each.start() for each in found][number]
         return Kernel(f"{ptx[:at]}//{ptx[at:]}", name)
 
     case = next(case for case in CASES if case.id == "avagrad-paper")

@@ -101,7 +101,7 @@ def kernel_of(folder: Path, rule: str, variant: int, dtypes: tuple) -> Kernel:
     return Kernel(file.read_text(), "multi_tensor_apply", shared)
 
 
-@pytest.mark.parametrize("case, mode, shapes", cells(MODES))
+@pytest.mark.parametrize("case, mode, shapes", [*cells(MODES)])
 def test_bits(case, mode, shapes, compiled):
     def kernel(launch, work):
         dtypes = launch.opmath, launch.param_dtype, launch.grad_dtype, launch.exp_avg_dtype

@@ -1,7 +1,7 @@
 // A GPU that runs PTX, on the host: translate.py makes a coroutine of a kernel, each GPU thread is
 // one, and it waits where its block or its warp does. An error says what a GPU would do wrong:
-// an access beside a tensor or its alignment, a race for shared memory, a read of what has not
-// arrived yet, a barrier that not all threads reach.
+// an access beside a tensor or its alignment, a race for memory, a read of what has not arrived
+// yet, a barrier that not all threads reach.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,10 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "global.h"
 #include "memory.h"
 #include "values.h"
 
@@ -23,17 +25,18 @@ constexpr unsigned kWarp = 32;
 constexpr unsigned kResident = 3;  // blocks whose warps take turns
 
 enum class Waits { no, for_block, for_warp, done };
-enum class Asks { butterfly, down, matrices };
+enum class Asks { bfly, down, matrices };
 
 struct Thread {
-  Memory& memory;
+  Global& global;
   Shared& shared;
   const unsigned char* parameters;
   unsigned tid, ctaid, ntid, nctaid;
+  Actor actor;
 
   unsigned line = 0;  // of the PTX
   Waits waits = Waits::no;
-  Asks asks = Asks::butterfly;
+  Asks asks = Asks::bfly;
   std::uint32_t given = 0, other = 0, clamp = 0;  // to the warp
   std::uint32_t taken[4] = {};                    // from it
   bool in_range = false;
@@ -46,15 +49,17 @@ struct Thread {
   std::vector<Copy> group;
 
   template <class T>
-  T load(std::uint64_t address, unsigned bytes, unsigned offset) const {
-    memory.check(address, bytes);
+  T load(std::uint64_t address, unsigned bytes, unsigned offset) {
+    global.check(address, bytes);
+    global.read(address + offset, sizeof(T), actor);
     T value;
     std::memcpy(&value, reinterpret_cast<const char*>(address) + offset, sizeof(T));
     return value;
   }
   template <class T>
   void store(std::uint64_t address, T value, unsigned bytes, unsigned offset) {
-    memory.check(address, bytes);
+    global.check(address, bytes);
+    global.write(address + offset, sizeof(T), actor);
     std::memcpy(reinterpret_cast<char*>(address) + offset, &value, sizeof(T));
   }
   template <class T>
@@ -76,14 +81,19 @@ struct Thread {
     return value;
   }
 
-  std::uint32_t add(std::uint64_t address, std::uint32_t more) {
-    const auto before = load<std::uint32_t>(address, 4, 0);
-    store(address, before + more, 4, 0);
-    return before;
+  std::uint32_t add(std::uint64_t address, std::uint32_t more, bool acquires, bool releases) {
+    global.check(address, 4);
+    global.add(address, actor, acquires, releases);
+    auto* const number = reinterpret_cast<std::uint32_t*>(address);
+    return std::exchange(*number, *number + more);
   }
+  void fence() { actor.own.learn(actor.heard); }
 
   void send(std::uint64_t to, std::uint64_t from, unsigned bytes, unsigned valid) {
-    if (valid != 0) memory.check(from, bytes);
+    if (valid != 0) {
+      global.check(from, bytes);
+      global.read(from, valid, actor);
+    }
     shared.send(to, bytes, tid);
     group.push_back({to, from, bytes, valid});
   }
@@ -116,15 +126,16 @@ using Kernel = Task (*)(Thread&);
 
 struct Block {
   Shared shared;
+  Clock known;
   std::vector<Thread> threads;
   std::vector<Task> tasks;
 
-  Block(Kernel kernel, Memory& memory, const unsigned char* parameters, std::size_t bytes,
+  Block(Kernel kernel, Global& global, const unsigned char* parameters, std::size_t bytes,
         unsigned id, unsigned grid, unsigned count)
       : shared(bytes) {
     threads.reserve(count);
     for (unsigned t = 0; t < count; ++t)
-      threads.push_back({memory, shared, parameters, t, id, count, grid});
+      threads.push_back({global, shared, parameters, t, id, count, grid, {{id, t, 1}, &known}});
     for (Thread& thread : threads) tasks.push_back(kernel(thread));
   }
   Block(const Block&) = delete;
@@ -147,8 +158,13 @@ struct Block {
     };
     if (all(Waits::done)) return false;
     if (!all(Waits::for_block)) fail("some threads have ended, and others are at a barrier");
-    for (Thread& thread : threads) thread.waits = Waits::no;
     shared.barrier();
+    for (Thread& thread : threads) {
+      thread.waits = Waits::no;
+      known.learn(thread.actor.own);
+      thread.actor.own = {};
+      thread.actor.now.epoch = shared.epoch();
+    }
     return true;
   }
 
@@ -198,7 +214,7 @@ struct Block {
     }
     const unsigned group = lane & thread.clamp >> 8 & 31;
     const unsigned last = group | (thread.clamp & 31 & ~(thread.clamp >> 8));
-    unsigned from = thread.asks == Asks::butterfly ? lane ^ thread.other : lane + thread.other;
+    unsigned from = thread.asks == Asks::bfly ? lane ^ thread.other : lane + thread.other;
     thread.in_range = from <= last;
     if (!thread.in_range) from = lane;
     thread.taken[0] = lanes[from].given;
@@ -232,13 +248,13 @@ inline const char* launch(Kernel kernel, unsigned grid, unsigned threads, std::s
   static thread_local std::string text;
   unsigned id = 0;
   try {
-    Memory memory(ranges, count);
+    Global global(ranges, count);
     std::mt19937 random(seed);
     std::vector<std::unique_ptr<Block>> running;
     while (id < grid || !running.empty()) {
       while (running.size() < kResident && id < grid) {
         running.push_back(
-            std::make_unique<Block>(kernel, memory, parameters, shared, id, grid, threads));
+            std::make_unique<Block>(kernel, global, parameters, shared, id, grid, threads));
         ++id;
       }
       const std::size_t next = random() % running.size();

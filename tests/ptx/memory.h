@@ -1,10 +1,8 @@
-// What a kernel may touch, and when.
+// A block's shared memory.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,29 +11,9 @@ namespace ptx {
 
 [[noreturn]] inline void fail(const std::string& what) { throw std::runtime_error(what); }
 
-struct Range {
-  std::uint64_t begin, end;
-};
+constexpr unsigned kSeveral = ~0u;  // threads
 
-// The memory that a launch may touch: sorted, disjoint.
-class Memory {
- public:
-  Memory(const Range* ranges, std::size_t count) : ranges_(ranges, ranges + count) {}
-
-  void check(std::uint64_t address, unsigned bytes) const {
-    if (address % bytes != 0) fail(std::to_string(bytes) + " bytes at an address not aligned so");
-    const auto after = std::upper_bound(
-        ranges_.begin(), ranges_.end(), address,
-        [](std::uint64_t value, const Range& range) { return value < range.begin; });
-    if (after == ranges_.begin() || address + bytes > std::prev(after)->end)
-      fail(std::to_string(bytes) + " bytes that belong to no tensor");
-  }
-
- private:
-  std::vector<Range> ranges_;
-};
-
-// A block's shared memory, and of every byte who touched it since the last barrier.
+// Of every byte it knows who touched it since the last barrier.
 class Shared {
  public:
   explicit Shared(std::size_t bytes) : bytes_(bytes, 0xA5), touched_(bytes) {}
@@ -69,9 +47,10 @@ class Shared {
   }
 
   void barrier() { ++epoch_; }
+  // Which stretch between barriers this is, from 1.
+  unsigned epoch() const { return epoch_; }
 
  private:
-  static constexpr unsigned kSeveral = ~0u;
   struct Touched {
     unsigned written = 0, writer = 0, read = 0, reader = 0;
     bool arriving = false;

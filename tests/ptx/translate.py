@@ -1,12 +1,10 @@
-"""PTX as C++: an array for each kind of register, a statement for each instruction.
-
-Only what compilers make of our kernels is known; anything else raises
-:class:`~tests.ptx.parse.Unknown`. machine.h has what the statements call.
-"""
+"""PTX as C++: an array for each kind of register, a statement for each instruction, which calls
+what machine.h has. What compilers do not make of our kernels raises Unknown."""
 
 from __future__ import annotations
 
 import re
+from itertools import count
 
 from .parse import Entry, Instruction, Unknown, operands
 
@@ -24,7 +22,6 @@ ALIKE = {  # by what one method translates, and what it is given
     "bfi": ("integer", "insert"),
 }
 COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-EXCHANGES = {"bfly": "butterfly", "down": "down"}
 
 
 def translate(entry: Entry) -> str:
@@ -214,42 +211,43 @@ class _Translator:
 
     # Memory
 
-    def _access(self, words) -> tuple[str, int, str]:
-        """Suffix of what machine.h calls it, number of elements, type."""
+    def _access(self, words, what) -> tuple[str, int, str, tuple[str, ...]]:
+        """Suffix of what machine.h calls it; size and type of an element; the elements."""
         *how, kind = (word.split(":")[0] for word in words)
         _only({"global", "shared", "param", "volatile", "v2", "v4"}, how)
-        count = next((int(word[1]) for word in how if word[0] == "v" and word[1:].isdigit()), 1)
+        parts = parts_of(what)
+        if len(parts) != (4 if "v4" in how else 2 if "v2" in how else 1):
+            raise Unknown(what)
         suffix = "_shared" if "shared" in how else "_parameter" if "param" in how else ""
-        return suffix, count, kind
+        return suffix, width(kind) // 8, kind, parts
 
     def op_ld(self, words, to, place):
-        suffix, count, kind = self._access(words)
-        size, parts = width(kind) // 8, parts_of(to)
-        if len(parts) != count:
-            raise Unknown(to)
-        address = self.address(place)
-        loads = [f"thread.load{suffix}<{cpp(kind)}>(place, {count * size}, {i * size})"
-                 for i in range(count)]  # fmt: skip
-        done = " ".join(self.put(p, kind, load) for p, load in zip(parts, loads, strict=True))
-        return f"{{ const std::uint64_t place = {address}; {done} }}"
+        suffix, size, kind, parts = self._access(words, to)
+        done = " ".join(
+            self.put(p, kind, f"thread.load{suffix}<{cpp(kind)}>(place, {size * len(parts)}, {at})")
+            for at, p in zip(count(0, size), parts)
+        )
+        return f"{{ const std::uint64_t place = {self.address(place)}; {done} }}"
 
     def op_st(self, words, place, what):
-        suffix, count, kind = self._access(words)
-        size, parts, kind = width(kind) // 8, parts_of(what), bits_of(kind)
-        if len(parts) != count:
-            raise Unknown(what)
+        suffix, size, kind, parts = self._access(words, what)
         done = " ".join(
-            f"thread.store{suffix}(place, {self.value(p, kind)}, {count * size}, {i * size});"
-            for i, p in enumerate(parts)
+            f"thread.store{suffix}(place, {self.bits(p, kind)}, {size * len(parts)}, {at});"
+            for at, p in zip(count(0, size), parts)
         )
         return f"{{ const std::uint64_t place = {self.address(place)}; {done} }}"
 
     def op_atom(self, words, to, place, more):
-        _only({"global", "gpu", "acq_rel", "release", "add", "u32"}, words)
-        return self.put(to, "u32", f"thread.add({self.address(place)}, {self.value(more, 'u32')})")
+        _only({"global", "gpu", "relaxed", "release", "acquire", "acq_rel", "add", "u32"}, words)
+        acquires, releases = (
+            not {way, "acq_rel"}.isdisjoint(words) for way in ("acquire", "release")
+        )
+        added = f"{self.address(place)}, {self.value(more, 'u32')}, {acquires:d}, {releases:d}"
+        return self.put(to, "u32", f"thread.add({added})")
 
     def op_fence(self, words):
-        return ";"  # blocks take turns
+        _only({"acq_rel", "gpu"}, words)
+        return "thread.fence();"
 
     def op_cp(self, words, *what):
         if words[1] == "commit_group":
@@ -276,9 +274,10 @@ class _Translator:
 
     def op_shfl(self, words, to, a, other, clamp, mask):
         _, how, _ = words
+        _only({"bfly", "down"}, [how])
         values = (self.value(each, "u32") for each in (a, other, clamp, mask))
         to, _, valid = to.partition("|")
-        done = f"co_await exchange(thread, Asks::{EXCHANGES[how]}, {', '.join(values)});"
+        done = f"co_await exchange(thread, Asks::{how}, {', '.join(values)});"
         done += self.put(to, "b32", "thread.taken[0]")
         return done + (self.put(valid, "pred", "thread.in_range") if valid else "")
 
