@@ -14,6 +14,7 @@ from fusedstep import testing
 from tests.audit.inspect_code import disassembler, forbidden, sass
 from tests.ptx import Kernel
 from tests.ptx.backends import CudaPtx, assert_same_bits, cells
+from tests.test_bits import WITNESSES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KERNELS = sorted((REPOSITORY / "kernels").glob("*.cu"))
@@ -105,16 +106,29 @@ def test_accesses_are_16_bytes_wide(code):
 
 
 @cache
-def kernel_of(rule: str, variant: int, opmath: str) -> Kernel:
+def kernel_of(architecture: str, rule: str, variant: int, opmath: str) -> Kernel:
     """What runs the compiled code of one kernel."""
-    ptx, _, _ = compiled(REPOSITORY / "kernels" / f"{rule}.cu", "sm_90")
+    ptx, _, _ = compiled(REPOSITORY / "kernels" / f"{rule}.cu", architecture)
     [name] = re.findall(rf"\.entry (\w+apply_kernel\w+I{opmath}Lj{variant}E\w+)\(", ptx)
     return Kernel(ptx, name)
 
 
+def executing(architecture: str) -> CudaPtx:
+    """A backend that runs what was compiled for an architecture."""
+    return CudaPtx(
+        lambda launch, work: kernel_of(
+            architecture, work.rule, work.variant, "d" if launch.float64 else "f"
+        )
+    )
+
+
 @pytest.mark.parametrize("case, mode, shapes", [*cells([mode.id for mode in testing.MODES])])
 def test_bits(case, mode, shapes):
-    backend = CudaPtx(
-        lambda launch, work: kernel_of(work.rule, work.variant, "d" if launch.float64 else "f")
-    )
-    assert_same_bits(backend, case, mode, shapes)
+    assert_same_bits(executing("sm_90"), case, mode, shapes)
+
+
+@pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if each != "sm_90"])
+@pytest.mark.parametrize("name", WITNESSES)
+def test_bits_of_other_generations(name, architecture):
+    case = next(case for case in testing.CASES if case.id == name)
+    assert_same_bits(executing(architecture), case, testing.MODES[0], "bucket")

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from fusedstep import testing
 from fusedstep.reference.multi_tensor_apply import facts
 
 from tests.audit import compile_triton
@@ -93,19 +94,33 @@ def test_code(name, compiled):
 
 
 @cache
-def kernel_of(folder: Path, rule: str, variant: int, dtypes: tuple) -> Kernel:
+def kernel_of(folder: Path, architecture: str, rule: str, variant: int, dtypes: tuple) -> Kernel:
     """What runs the compiled code of one kernel."""
     [mode] = [mode for mode, own in MODES.items() if own == dtypes]
-    file = folder / f"sm_90 {rule} {variant} {mode}.ptx"
+    file = folder / f"{architecture} {rule} {variant} {mode}.ptx"
     shared = int(file.with_suffix(".shared").read_text())
     return Kernel(file.read_text(), "multi_tensor_apply", shared)
 
 
-@pytest.mark.parametrize("case, mode, shapes", [*cells(MODES)])
-def test_bits(case, mode, shapes, compiled):
+def executing(folder: Path, architecture: str) -> TritonPtx:
+    """A backend that runs what was compiled for an architecture."""
+
     def kernel(launch, work):
         dtypes = launch.opmath, launch.param_dtype, launch.grad_dtype, launch.exp_avg_dtype
         names = *(str(dtype).removeprefix("torch.") for dtype in dtypes), launch.master
-        return kernel_of(compiled, work.rule, work.variant, names)
+        return kernel_of(folder, architecture, work.rule, work.variant, names)
 
-    assert_same_bits(TritonPtx(kernel), case, mode, shapes)
+    return TritonPtx(kernel)
+
+
+@pytest.mark.parametrize("case, mode, shapes", [*cells(MODES)])
+def test_bits(case, mode, shapes, compiled):
+    assert_same_bits(executing(compiled, "sm_90"), case, mode, shapes)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_100"])
+@pytest.mark.parametrize("mode_id", ["f32", "bf16-grad32-master-state16"])
+def test_bits_of_other_generations(mode_id, architecture, compiled):
+    case = next(case for case in testing.CASES if case.id == "adamw")
+    mode = next(mode for mode in testing.MODES if mode.id == mode_id)
+    assert_same_bits(executing(compiled, architecture), case, mode, "bucket")

@@ -51,7 +51,7 @@ def parse(ptx: str, name: str) -> Entry:
         raise Unknown("a kernel for blocks of any size")
     parameters = _laid_out(r"\.param\s+(?:\.align (\d+) )?\.[bu](\d+)\s+", head)
     of_all = ptx[: ptx.index(".entry")]
-    shared = _laid_out(r"\.shared\s+\.align\s+(\d+)\s+\.b(8)\s+", of_all + body)
+    shared = _laid_out(r"\.shared\s+\.align\s+(\d+)\s+\.[buf](\d+)\s+", of_all + body)
     registers = re.findall(r"\.reg\s+\.(\w+)\s+%(\w+)<(\d+)>;", body)
     return Entry(
         threads=int(threads[1]),
@@ -68,8 +68,8 @@ def _laid_out(declared: str, text: str) -> dict[str, tuple[int, int]]:
     the launch, behind all others."""
     found, end = {}, 0
     text = re.sub(r"\.ptr\s+\.global\s+\.align \d+\s+", "", text)
-    for align, bits, name, count in re.findall(declared + r"([\w$]+)(?:\[(\d*)\])?", text):
-        size = int(bits) // 8 * int(count or (0 if align else 1))
+    for align, bits, name, count in re.findall(declared + r"([\w$]+)((?:\[\d*\])?)", text):
+        size = int(bits) // 8 * int(count[1:-1] or 0 if count else 1)
         step = int(align or size)
         begin = -(-end // step) * step
         found[name], end = (begin, size), begin + size
@@ -78,6 +78,8 @@ def _laid_out(declared: str, text: str) -> dict[str, tuple[int, int]]:
 
 def _instructions(body: str, line: int) -> list[Instruction]:
     found, pending = [], ""
+    # what nvcc writes to take the upper half of a register
+    body = re.sub(r"\{ \.reg \.b\d+ tmp; mov(.*?)tmp(.*?;) \}", r"mov\1_\2", body)
     for number, text in enumerate(body.split("\n"), line):
         text = text.split("//")[0].strip()
         if not pending and re.match(r"\.(?:loc|file|pragma|reg|shared)\b", text):

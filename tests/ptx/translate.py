@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from itertools import count
 
+from .kinds import bits_of, cpp, unsigned, width
 from .parse import Entry, Instruction, Unknown, operands
 
 SPECIAL = {f"%{name}.x": f"thread.{name}" for name in ("tid", "ctaid", "ntid", "nctaid")}
@@ -27,28 +28,6 @@ COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="
 def translate(entry: Entry) -> str:
     """The body of a C++ coroutine that does what the kernel does."""
     return _Translator(entry).body()
-
-
-def cpp(kind: str) -> str:
-    """The C++ type for a PTX type."""
-    if kind == "pred":
-        return "bool"
-    if kind[0] == "f":
-        return kind
-    return f"std::{'' if kind[0] == 's' else 'u'}int{width(kind)}_t"
-
-
-def width(kind: str) -> int:
-    return int(kind[1:])
-
-
-def bits_of(kind: str) -> str:
-    return kind if kind == "pred" else f"b{width(kind)}"
-
-
-def unsigned(kind: str) -> str:
-    """The type in which sums and products wrap around."""
-    return f"u{width(kind)}" if kind[0] == "s" else kind
 
 
 def parts_of(operand: str) -> tuple[str, ...]:
@@ -96,7 +75,8 @@ class _Translator:
             return f"as<{cpp(kind)}>({self.register(operand)})"
         if number := re.fullmatch(r"0[fd]([0-9A-Fa-f]+)", operand):  # its bits
             return f"as<{cpp(kind)}>({cpp(bits_of(kind))}(0x{number[1]}u))"
-        number = self.entry.symbols[operand] if operand in self.entry.symbols else int(operand, 0)
+        symbols = self.entry.symbols
+        number = symbols[operand] if operand in symbols else int(operand.rstrip("U"), 0)
         return f"{cpp(kind)}({number % 2**64}ull)"
 
     def bits(self, operand: str, kind: str) -> str:
@@ -151,9 +131,16 @@ class _Translator:
 
     def op_infix(self, sign, words, to, a, b):
         *how, kind = words
+        if words == ("rn", "f32", "f16"):
+            return self.put(to, "f32", f"f32({self.value(a, 'f16')}) {sign} {self.value(b, 'f32')}")
         if kind[0] == "f":
-            if how != ["rn"]:  # else ptxas may contract or approximate
+            if how != ["rn"]:  # ptxas may contract or approximate
                 raise Unknown(sign)
+            if kind == "f32x2":
+                of = f"{self.value(a, 'b64')}, {self.value(b, 'b64')}"
+                return self.put(
+                    to, "b64", f"pairs({of}, [](f32 x, f32 y) {{ return x {sign} y; }})"
+                )
         elif sign in "/%":
             _only(set(), how)
         else:
@@ -200,6 +187,10 @@ class _Translator:
         kinds = [kind] * (2 if function in ("std::min", "std::max", "insert") else 1) + ["u32"] * 2
         values = map(self.value, what, kinds)
         return self.put(to, kind, f"{function}({', '.join(values)})")
+
+    def op_prmt(self, words, to, *what):
+        _only({"b32"}, words)
+        return self.put(to, "b32", f"permute({', '.join(self.value(w, 'b32') for w in what)})")
 
     def op_setp(self, words, to, a, b):
         how, kind = words

@@ -46,6 +46,30 @@ T shift_right(T x, std::uint32_t by) {
   return T(x >> by);
 }
 
+// A pair of float32, each half computed with the other's.
+template <class Compute>
+std::uint64_t pairs(std::uint64_t a, std::uint64_t b, Compute compute) {
+  const auto half = [=](int shift) {
+    const auto x = std::bit_cast<f32>(std::uint32_t(a >> shift));
+    const auto y = std::bit_cast<f32>(std::uint32_t(b >> shift));
+    return std::uint64_t(std::bit_cast<std::uint32_t>(f32(compute(x, y)))) << shift;
+  };
+  return half(32) | half(0);
+}
+
+// Four bytes of two registers', chosen by the hexadecimal digits of `which`.
+inline std::uint32_t permute(std::uint32_t low, std::uint32_t high, std::uint32_t which) {
+  const std::uint64_t bytes = std::uint64_t(high) << 32 | low;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t digit = which >> 4 * i & 15;
+    std::uint32_t byte = std::uint32_t(bytes >> 8 * (digit & 7)) & 255;
+    if (digit > 7) byte = byte > 127 ? 255 : 0;  // its sign only
+    result |= byte << 8 * i;
+  }
+  return result;
+}
+
 // Of an integer, `count` bits from bit `at`; the last is the sign of a signed one.
 template <class T>
 T extract(T x, std::uint32_t at, std::uint32_t count) {
