@@ -78,6 +78,14 @@ def test_what_a_gpu_would_do_wrong_is_an_error(body):
         run(body)
 
 
+def test_memory_beside_other_memory_belongs_to_nobody_else():
+    numbers = torch.zeros(65, dtype=torch.int32)
+    kernel = Kernel(FILE.format(body="st.global.v2.u32 [%rd1+256], {1, 2};"), "small")
+    given, at = struct.pack("Q", numbers.data_ptr()), numbers.data_ptr()
+    with pytest.raises(RuntimeError, match="8 bytes that belong to no tensor"):
+        kernel(1, given, [(at, 260), (at + 260, 4)], seed=1)
+
+
 def test_an_error_says_where():
     line = 1 + FILE.split("{body}")[0].count("\n")
     with pytest.raises(RuntimeError, match=rf"line {line}, block 0, thread \d+: 4 bytes"):

@@ -49,14 +49,18 @@ class Kernel:
             memory: address and size of all that it may touch.
             seed: of the order in which blocks and warps take turns.
         """
-        ends = [(begin, begin + size) for begin, size in sorted(memory) if size]
-        ranges = (ctypes.c_uint64 * (2 * len(ends)))(*[x for pair in ends for x in pair])
+        ends: list[int] = []  # of ranges that do not overlap, their begin and end
+        for begin, size in sorted(memory):
+            if ends and begin < ends[-1]:
+                ends[-1] = max(ends[-1], begin + size)
+            elif size:
+                ends += begin, begin + size
         failed = self._run(
             ctypes.c_uint(grid),
             ctypes.c_size_t(self._shared),
             parameters,
-            ranges,
-            ctypes.c_size_t(len(ends)),
+            (ctypes.c_uint64 * len(ends))(*ends),
+            ctypes.c_size_t(len(ends) // 2),
             ctypes.c_uint(seed),
         )
         if failed is not None:

@@ -64,7 +64,7 @@ class PtxBackend(Backend):
             parameters[at : at + size] = value if isinstance(value, bytes) else pack(value, size)
         memory = [(t.data_ptr(), t.nbytes) for t in tensors_in([vars(launch), vars(work), kept])]
         self._seed += 1
-        kernel(grid, bytes(parameters), merged(memory), self._seed)
+        kernel(grid, bytes(parameters), memory, self._seed)
 
     def arguments(self, launch: Launch, work: Pass) -> tuple[int, list[Any], Any]:
         """Blocks, the kernel's parameters, and tensors made for this call."""
@@ -142,15 +142,3 @@ def tensors_in(held: Any) -> Iterator[torch.Tensor]:
         yield from tensors_in([*held.values()])
     elif type(held).__module__.startswith("fusedstep."):
         yield from tensors_in(vars(held))
-
-
-def merged(memory: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same ranges, none within or beside another."""
-    result: list[tuple[int, int]] = []
-    for begin, size in sorted(memory):
-        if result and begin <= sum(result[-1]):
-            first, old = result[-1]
-            result[-1] = first, max(old, begin + size - first)
-        else:
-            result.append((begin, size))
-    return result
