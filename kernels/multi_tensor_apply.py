@@ -210,11 +210,13 @@ def multi_tensor_apply(
 
         # A ticket says that its program has read what the last one to finish overwrites.
         if MOVES_PARAM:
+            # a thread holds 16 bytes of opmath: enqueue.py
+            THREADS: tl.constexpr = BLOCK * (8 if opmath == tl.float64 else 4) // 16
             tl.debug_barrier()
             if tl.atomic_add(ticket, 1, sem="acq_rel") == tl.num_programs(0) - 1:
                 advance(
                     address, grad, row, hyper, source, grad_norm_sq, segment, segment_sums, tensors,
                     faded, scalars, opmath, ROW_SIZE, STATES, CARRIED, SUMS, COUNTS_ALL, variant,
-                    512 if EMITS and opmath == tl.float64 else 256,
+                    THREADS if THREADS > 256 else 256,
                 )  # fmt: skip
                 tl.store(ticket, 0)
