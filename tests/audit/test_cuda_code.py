@@ -105,12 +105,17 @@ def test_accesses_are_16_bytes_wide(code):
         assert only_reads(function) or re.search(r"STG\.E\.128", function)
 
 
+def entry_of(ptx: str, variant: int, opmath: str) -> str:
+    """The name of a rule's kernel in its PTX."""
+    [name] = re.findall(rf"\.entry (\w+apply_kernel\w+I{opmath}Lj{variant}E\w+)\(", ptx)
+    return name
+
+
 @cache
 def kernel_of(architecture: str, rule: str, variant: int, opmath: str) -> Kernel:
     """What runs the compiled code of one kernel."""
     ptx, _, _ = compiled(REPOSITORY / "kernels" / f"{rule}.cu", architecture)
-    [name] = re.findall(rf"\.entry (\w+apply_kernel\w+I{opmath}Lj{variant}E\w+)\(", ptx)
-    return Kernel(ptx, name)
+    return Kernel(ptx, entry_of(ptx, variant, opmath))
 
 
 def executing(architecture: str) -> CudaPtx:
@@ -122,7 +127,7 @@ def executing(architecture: str) -> CudaPtx:
     )
 
 
-@pytest.mark.parametrize("case, mode, shapes", [*cells([mode.id for mode in testing.MODES])])
+@pytest.mark.parametrize("case, mode, shapes", cells(testing.MODES))
 def test_bits(case, mode, shapes):
     assert_same_bits(executing("sm_90"), case, mode, shapes)
 

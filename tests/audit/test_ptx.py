@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 
-from tests.audit.test_cuda_code import REPOSITORY, compiled
+from tests.audit.test_cuda_code import REPOSITORY, compiled, entry_of
 from tests.ptx import Kernel
 from tests.ptx.backends import CudaPtx, assert_same_bits
 from tests.ptx.parse import Unknown
@@ -190,7 +190,7 @@ def test_a_kernel_without_one_of_its_barriers_is_found_out(instruction, number):
     ptx, _, _ = compiled(REPOSITORY / "kernels" / "avagrad.cu", "sm_90")
 
     def without(launch, work):
-        [name] = re.findall(rf"\.entry (\w+AvaGradIfLj{work.variant}E\w+)\(", ptx)
+        name = entry_of(ptx, work.variant, "f")
         begin = ptx.index(f".entry {name}")
         found = re.finditer(re.escape(instruction), ptx[begin : ptx.index("\n}", begin)])
         at = begin + [each.start() for each in found][number]

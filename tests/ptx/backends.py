@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -24,11 +24,13 @@ from . import Kernel
 HEADER = Path(__file__).parents[2] / "csrc" / "core" / "launch.h"
 
 
-def cells(modes: Collection[str]) -> Iterator[Any]:
+def cells(modes: Iterable[testing.Mode]) -> list[Any]:
     """Case, mode and shape set of those cells of the bit matrix that slow backends see."""
-    for mode, case, shapes in product(testing.MODES, testing.CASES, testing.SHAPES):
-        if mode.id in modes and wanted(case, mode, min(SLOW), shapes, full=False):
-            yield pytest.param(case, mode, shapes, id=f"{case.id}-{mode.id}-{shapes}")
+    return [
+        pytest.param(case, mode, shapes, id=f"{case.id}-{mode.id}-{shapes}")
+        for mode, case, shapes in product(modes, testing.CASES, testing.SHAPES)
+        if wanted(case, mode, min(SLOW), shapes, full=False)
+    ]
 
 
 def assert_same_bits(backend: Backend, case: testing.Case, mode: testing.Mode, shapes: str) -> None:

@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "memory.h"
+#include "shared.h"
 
 namespace ptx {
 

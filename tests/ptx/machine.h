@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "global.h"
-#include "memory.h"
+#include "shared.h"
 #include "values.h"
 
 namespace ptx {
@@ -64,14 +64,14 @@ struct Thread {
   }
   template <class T>
   T load_shared(std::uint64_t place, unsigned bytes, unsigned offset) {
-    if (place % bytes != 0) fail("shared memory is not aligned to its access");
+    shared.check(place, bytes);
     T value;
     shared.read(place + offset, &value, sizeof(T), tid);
     return value;
   }
   template <class T>
   void store_shared(std::uint64_t place, T value, unsigned bytes, unsigned offset) {
-    if (place % bytes != 0) fail("shared memory is not aligned to its access");
+    shared.check(place, bytes);
     shared.write(place + offset, &value, sizeof(T), tid);
   }
   template <class T>
@@ -94,6 +94,7 @@ struct Thread {
       global.check(from, bytes);
       global.read(from, valid, actor);
     }
+    shared.check(to, bytes);
     shared.send(to, bytes, tid);
     group.push_back({to, from, bytes, valid});
   }
@@ -208,6 +209,7 @@ struct Block {
       for (unsigned m = 0; m < 4; ++m) {  // lane 8 m + r has the address of row r of matrix m
         const Thread& row = lanes[8 * m + lane / 4];
         std::uint32_t& pair = thread.taken[m];
+        shared.check(row.given, 16);
         shared.read(row.given + 4 * (lane % 4), &pair, 4, thread.tid);
       }
       return;

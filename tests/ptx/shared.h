@@ -18,8 +18,13 @@ class Shared {
  public:
   explicit Shared(std::size_t bytes) : bytes_(bytes, 0xA5), touched_(bytes) {}
 
+  // Of a whole access; what follows may be a part of it.
+  void check(std::uint64_t place, unsigned bytes) const {
+    if (place % bytes != 0) fail("shared memory is not aligned to its access");
+    if (place + bytes > bytes_.size()) fail("there is no such shared memory");
+  }
+
   void read(std::uint64_t place, void* to, unsigned bytes, unsigned thread) {
-    check(place, bytes);
     for (std::uint64_t i = place; i < place + bytes; ++i) {
       Touched& at = touched_[i];
       if (at.written == 0) fail("shared memory is read that nobody has written");
@@ -56,12 +61,7 @@ class Shared {
     bool arriving = false;
   };
 
-  void check(std::uint64_t place, unsigned bytes) const {
-    if (place % bytes != 0) fail("shared memory is not aligned to its access");
-    if (place + bytes > bytes_.size()) fail("there is no such shared memory");
-  }
   void claim(std::uint64_t place, const unsigned char* from, unsigned bytes, unsigned thread) {
-    check(place, bytes);
     for (unsigned i = 0; i < bytes; ++i) {
       Touched& at = touched_[place + i];
       if (at.arriving) fail("shared memory is written while something is sent there");

@@ -96,18 +96,21 @@ class _Translator:
 
     def op_mov(self, words, to, what):
         [kind] = words
-        size = width(kind) // max(len(parts_of(to)), len(parts_of(what))) if kind != "pred" else 1
         if what[0] == "{":
-            word, part = cpp(bits_of(kind)), f"b{size}"
-            shifted = [f"{word}({self.value(p, part)}) << {i * size}"
-                       for i, p in enumerate(parts_of(what))]  # fmt: skip
-            return self.put(to, bits_of(kind), " | ".join(shifted))
-        if to[0] == "{":
-            whole = self.bits(what, kind)
-            return " ".join(
-                self.put(p, f"b{size}", f"{whole} >> {i * size}")
-                for i, p in enumerate(parts_of(to))
+            word, parts = bits_of(kind), parts_of(what)
+            size = width(kind) // len(parts)
+            shifted = (
+                f"{cpp(word)}({self.value(p, f'b{size}')}) << {at}"
+                for at, p in zip(count(0, size), parts)
             )
+            return self.put(to, word, " | ".join(shifted))
+        if to[0] == "{":
+            whole, parts = self.bits(what, kind), parts_of(to)
+            size = width(kind) // len(parts)
+            taken = (
+                self.put(p, f"b{size}", f"{whole} >> {at}") for at, p in zip(count(0, size), parts)
+            )
+            return " ".join(taken)
         return self.put(to, bits_of(kind), self.bits(what, kind))
 
     def op_cvta(self, words, to, what):
